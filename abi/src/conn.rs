@@ -1,0 +1,183 @@
+//! Keys and values of the maps.
+
+use crate::address::{Endpoint, FlowKey};
+
+/// What a registered connection or a socket is.
+///
+/// Kept as plain constants, not as an enum: the kernel reads them from memory that user space writes.
+#[non_exhaustive]
+pub struct ConnKind;
+
+impl ConnKind {
+    /// Nothing is known of the socket.
+    pub const NONE: u32 = 0;
+    /// A pod's connection that was sent to the agent. Registered.
+    pub const REDIRECT: u32 = 1;
+    /// A pod's connection straight to a pod on the same node. Registered.
+    pub const DIRECT: u32 = 2;
+    /// The agent's connection to the application of a pod, in that pod's namespace. Registered.
+    pub const DELIVERY: u32 = 3;
+    /// Another socket of the agent: never captured. Not registered.
+    pub const AGENT: u32 = 4;
+    /// A pod's connection to a destination outside the mesh: left alone, observed. Not registered.
+    pub const PASS: u32 = 5;
+}
+
+/// A registered connection: value of the `CONNECTIONS` map, and part of a socket's own state.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Conn {
+    /// Network namespace cookie of the socket that opened it.
+    pub netns: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// One of [`ConnKind`].
+    pub kind: u32,
+    /// Handle of the source pod; of the destination pod for a delivery.
+    pub pod: u32,
+    /// Handle of the destination pod of a direct connection.
+    pub dest_pod: u32,
+    /// Configuration generation under which it was allowed.
+    pub generation: u32,
+    /// The original destination of a redirect; the original client of a delivery.
+    pub orig: Endpoint,
+    /// Process id (thread group) in the initial PID namespace.
+    pub pid: u32,
+    /// Name of the thread that connected, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// A socket's own state: value of the `SOCKETS` sk_storage map.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct SockState {
+    /// What the socket is, and what is registered for it.
+    pub conn: Conn,
+    /// When `connect` was called, nanoseconds of CLOCK_MONOTONIC.
+    pub started_ns: u64,
+    /// The 4-tuple under which it is registered.
+    pub key: FlowKey,
+    /// Whether it stands in `CONNECTIONS` under `key`.
+    pub registered: u32,
+    /// Whether it was ever established.
+    pub established: u32,
+}
+
+/// A pod on this node: value of the `PODS` map, keyed by network namespace cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Pod {
+    /// The pod's handle. Never used for another pod while pins last.
+    pub handle: u32,
+    /// Its IPv4 address in network order, 0 if it has none.
+    pub v4: u32,
+    /// Its IPv6 address, `::` if it has none.
+    pub v6: [u32; 4],
+}
+
+/// What may change about a pod while it is enrolled: value of the `POD_STATES` map, keyed by handle.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct PodState {
+    /// 1: plaintext from outside is refused.
+    pub strict: u32,
+}
+
+/// A pod's share of the connection table: value of the `BUDGETS` map, keyed by handle.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Budget {
+    /// Entries that it has now.
+    pub used: u64,
+    /// Entries that it may have.
+    pub limit: u64,
+}
+
+/// Key of the `VERDICTS` map: what a pod may reach, and how.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct VerdictKey {
+    /// Handle of the pod that connects.
+    pub pod: u32,
+    /// The destination that it named.
+    pub dst: Endpoint,
+}
+
+/// What to do with a connection to a destination.
+#[non_exhaustive]
+pub struct VerdictKind;
+
+impl VerdictKind {
+    /// Send it to the agent.
+    pub const REDIRECT: u32 = 0;
+    /// Outside the mesh: leave it alone.
+    pub const PASS: u32 = 1;
+    /// To a pod on this node: leave it alone and register it.
+    pub const DIRECT: u32 = 2;
+    /// Fail it with ECONNREFUSED.
+    pub const DENY: u32 = 3;
+}
+
+/// Value of the `VERDICTS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Verdict {
+    /// One of [`VerdictKind`].
+    pub kind: u32,
+    /// Configuration generation under which the agent decided.
+    pub generation: u32,
+    /// Handle of the destination pod, for DIRECT.
+    pub dest_pod: u32,
+    /// Number of the [`crate::Reason`], for DENY.
+    pub reason: u32,
+}
+
+/// What holds for all programs of an agent: the one value of the `CONFIG` map.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Config {
+    /// Cached verdicts hold until then, nanoseconds of CLOCK_MONOTONIC; the agent's heartbeat moves it on.
+    pub lease_until_ns: u64,
+    /// The generation of the configuration in force.
+    pub generation: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+/// The agent's listeners in a pod's namespace. Key of the `LISTENERS` map: `handle << 3 | slot`.
+#[non_exhaustive]
+pub struct ListenerSlot;
+
+impl ListenerSlot {
+    /// Redirected connections of the pod, IPv4.
+    pub const OUTBOUND: u32 = 0;
+    /// HBONE from elsewhere, IPv4.
+    pub const HBONE: u32 = 2;
+    /// Plaintext from elsewhere, IPv4.
+    pub const PLAINTEXT: u32 = 4;
+    /// Added to a slot: the same for IPv6. A socket of another family cannot be assigned.
+    pub const V6: u32 = 1;
+
+    /// The key of a pod's slot.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(handle: u32, slot: u32) -> u32 {
+        handle << 3 | slot
+    }
+}
+
+const _: () = assert!(size_of::<Conn>() == 72);
+const _: () = assert!(size_of::<SockState>() == 128);
+const _: () = assert!(size_of::<Pod>() == 24);
+const _: () = assert!(size_of::<VerdictKey>() == 24);
+const _: () = assert!(size_of::<Verdict>() == 16);
+const _: () = assert!(size_of::<Config>() == 16);
+const _: () = assert!(size_of::<Budget>() == 16);

@@ -1,0 +1,229 @@
+//! The agent's local API: one JSON request a line over a Unix socket, answered by JSON lines.
+//!
+//! A client connects, writes one [`Request`] and a newline, and reads [`Response`] lines until the agent closes.
+//! `Flows` with `follow` goes on until the client closes.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use weir_abi::Reason;
+
+use crate::{Flow, FlowVerdict, Identity};
+
+/// Where the agent listens unless configured otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/weir/agent.sock";
+
+/// Longest request line that the agent accepts, in bytes.
+pub const MAX_REQUEST: usize = 64 * 1024;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Request {
+    /// Recorded flows, oldest first.
+    Flows(FlowsRequest),
+    /// The agent's state.
+    Status,
+    /// The workloads that the agent knows.
+    Workloads,
+}
+
+/// Which flows a client wants. Filters of different kinds are AND-ed, values of one kind OR-ed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FlowsRequest {
+    /// At most this many of the recorded flows that match, the newest; all if absent.
+    pub last: Option<u64>,
+    /// Go on with new flows.
+    pub follow: bool,
+    /// Pod names, either end; `namespace/name` is understood.
+    pub pods: Vec<String>,
+    /// Namespaces, either end.
+    pub namespaces: Vec<String>,
+    /// Verdicts.
+    pub verdicts: Vec<FlowVerdict>,
+    /// Destination ports, of the destination or as the client asked.
+    pub ports: Vec<u16>,
+}
+
+/// One line of the agent's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(clippy::large_enum_variant, reason = "flows are nearly all of the lines")]
+pub enum Response {
+    /// A flow that matches.
+    Flow(Flow),
+    /// This many flow events were lost before the next flow: overwritten, or dropped by the kernel's ring buffer.
+    Lost(u64),
+    /// Answer to `Status`.
+    Status(Status),
+    /// Answer to `Workloads`, one line each.
+    Workload(WorkloadStatus),
+    /// The request could not be understood or answered.
+    Error(String),
+}
+
+/// The agent's state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The node's name.
+    pub node: String,
+    /// The agent's version.
+    pub version: String,
+    /// The trust domain.
+    pub trust_domain: String,
+    /// When the agent started.
+    pub started: Timestamp,
+    /// Ready to take traffic.
+    pub ready: bool,
+    /// The configuration in force.
+    pub config: ConfigStatus,
+    /// Pods on this node.
+    pub pods: Vec<PodStatus>,
+    /// Kernel programs.
+    pub programs: Vec<ProgramStatus>,
+    /// Certificates that the agent holds.
+    pub certificates: Vec<CertificateStatus>,
+    /// Trusted roots.
+    pub roots: Vec<RootStatus>,
+    /// Open connections between this node and others.
+    pub tunnels: Vec<TunnelStatus>,
+    /// Flow records made.
+    pub flows_recorded: u64,
+    /// Flow events lost, by the ring buffer or overwritten before a reader got them.
+    pub flows_lost: u64,
+    /// Refused and failed connections by reason, since start.
+    pub refusals: Vec<(Reason, u64)>,
+    /// Entries in the kernel's connection table.
+    pub kernel_connections: u64,
+    /// What is wrong now, in words.
+    pub errors: Vec<String>,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigStatus {
+    /// Its file.
+    pub file: String,
+    /// When it was applied.
+    pub applied: Timestamp,
+    /// Rises by one with each configuration applied.
+    pub generation: u32,
+    /// Why the file's newest contents are not in force, if they are not.
+    pub rejected: Option<String>,
+}
+
+/// A pod on this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    /// Its uid.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub identity: Identity,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it is enrolled.
+    pub enrolled: bool,
+    /// `STRICT` or `PERMISSIVE`.
+    pub mode: String,
+    /// Why it is not enrolled, or what is wrong.
+    pub problem: Option<String>,
+    /// Connections open now.
+    pub connections: u64,
+}
+
+/// A kernel program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramStatus {
+    /// Name of the program.
+    pub name: String,
+    /// Where it is attached: a cgroup's path, or a pod.
+    pub attached_to: String,
+    /// Kernel id of the link.
+    pub link_id: u32,
+    /// Kernel id of the program.
+    pub program_id: u32,
+}
+
+/// A certificate that the agent holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateStatus {
+    /// The identity that it names.
+    pub identity: Identity,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Valid from.
+    pub not_before: Timestamp,
+    /// Valid until.
+    pub not_after: Timestamp,
+    /// When it will be renewed.
+    pub renew_at: Timestamp,
+    /// Why the last renewal failed, if it did.
+    pub problem: Option<String>,
+}
+
+/// A trusted root.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RootStatus {
+    /// Its subject.
+    pub subject: String,
+    /// SHA-256 of the certificate, hexadecimal.
+    pub fingerprint: String,
+    /// Valid until.
+    pub not_after: Timestamp,
+}
+
+/// An open tunnel connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelStatus {
+    /// `outbound` or `inbound`.
+    pub direction: crate::TrafficDirection,
+    /// Uid of the local pod.
+    pub pod: String,
+    /// The peer's verified identity.
+    pub peer: Identity,
+    /// The peer's address.
+    pub address: std::net::SocketAddr,
+    /// Streams open now.
+    pub streams: u64,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A workload that the agent knows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadStatus {
+    /// Its uid.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub identity: Identity,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its node.
+    pub node: String,
+    /// `HBONE` or `NONE`.
+    pub tunnel: String,
+    /// Services that it serves, `namespace/name`.
+    pub services: Vec<String>,
+    /// Labels.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Whether it is on this node and enrolled.
+    pub local: bool,
+}

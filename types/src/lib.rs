@@ -1,0 +1,12 @@
+//! The vocabulary of Weir: identities, flow records and the agent's local API.
+//!
+//! Shared by the agent, the tunnel and the command line; no I/O here.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod flow;
+pub mod identity;
+
+pub use flow::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Process, TrafficDirection};
+pub use identity::{Identity, IdentityError, TrustDomain};
+pub use weir_abi::Reason;
