@@ -1,0 +1,164 @@
+//! `connect`: decides where a pod's connection goes, before the first packet.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
+    },
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use weir_abi::{
+    ConnKind, Endpoint, Event, EventKind, FlowKey, Pod, Reason, SockState, VerdictKey,
+    decide::{self, Connect},
+};
+
+use crate::{
+    IPPROTO_TCP, field,
+    maps::{PODS, SOCKETS, VERDICTS, config, now_ns, report, unregister},
+};
+
+/// Let the call go on.
+const PASS: i32 = 1;
+/// Fail the call.
+const REJECT: i32 = 0;
+/// What a refused `connect` returns (`bpf_set_retval`, kernel 6.1).
+const ECONNREFUSED: i32 = 111;
+
+/// `connect` on an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+fn weir_connect4(ctx: SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    let (addr, port) = (field!((*sa).user_ip4), field!((*sa).user_port));
+    connect(&ctx, Endpoint::v4(addr, host_port(port)), false)
+}
+
+/// `connect` on an IPv6 socket; IPv4 comes as v4-mapped.
+#[cgroup_sock_addr(connect6)]
+fn weir_connect6(ctx: SockAddrContext) -> i32 {
+    let sa = ctx.sock_addr;
+    let addr = [
+        field!((*sa).user_ip6[0]),
+        field!((*sa).user_ip6[1]),
+        field!((*sa).user_ip6[2]),
+        field!((*sa).user_ip6[3]),
+    ];
+    let port = field!((*sa).user_port);
+    connect(&ctx, Endpoint::v6(addr, host_port(port)), true)
+}
+
+#[inline(always)]
+fn host_port(port: u32) -> u32 {
+    u32::from(u16::from_be(port as u16))
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
+    let sa = ctx.sock_addr;
+    if field!((*sa).protocol) != IPPROTO_TCP {
+        return PASS;
+    }
+    // SAFETY: the context's socket is valid during the call.
+    let state = unsafe { SOCKETS.get_ptr_mut(ctx) };
+    if !state.is_null() {
+        // SAFETY: checked for null; the state lives as long as the socket.
+        let state = unsafe { &mut *state };
+        if state.conn.kind == ConnKind::AGENT || state.conn.kind == ConnKind::DELIVERY {
+            return PASS;
+        }
+        forget(state);
+    }
+    // SAFETY: the helper takes the context (kernel 5.12).
+    let netns = unsafe { bpf_get_netns_cookie(sa.cast()) };
+    // SAFETY: pods are removed only with their namespace; the value is copied at once.
+    let Some(pod) = (unsafe { PODS.get(netns) }).copied() else { return PASS };
+    // SAFETY: as above.
+    let state = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
+    if state.is_null() {
+        return refuse(&pod, &dst, Reason::Internal);
+    }
+    // SAFETY: checked for null.
+    let state = unsafe { &mut *state };
+    let now = now_ns();
+    // SAFETY: the value is read before the program ends, and a concurrent write is a newer decision of the agent.
+    let verdict = unsafe { VERDICTS.get(VerdictKey { pod: pod.handle, dst }) }.copied();
+    let config = config();
+    let decision = decide::connect(&pod, &dst, verdict.as_ref(), &config, now);
+    let (kind, dest_pod) = match decision {
+        Connect::Ignore => return PASS,
+        Connect::Deny(reason) => {
+            let reason = match (reason, verdict) {
+                (Reason::DeniedByVerdict, Some(verdict)) => verdict.reason,
+                (reason, _) => reason as u32,
+            };
+            return deny(&pod, &dst, reason);
+        }
+        Connect::Pass => (ConnKind::PASS, 0),
+        Connect::Direct { dest_pod } => (ConnKind::DIRECT, dest_pod),
+        Connect::Redirect { .. } => (ConnKind::REDIRECT, 0),
+    };
+    state.started_ns = now;
+    state.conn.netns = netns;
+    // SAFETY: the helpers take the context, or nothing.
+    state.conn.cookie = unsafe { bpf_get_socket_cookie(sa.cast()) };
+    state.conn.kind = kind;
+    state.conn.pod = pod.handle;
+    state.conn.dest_pod = dest_pod;
+    state.conn.generation = config.generation;
+    state.conn.orig = dst;
+    state.conn.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    state.conn.comm = bpf_get_current_comm().unwrap_or_default();
+    if let Connect::Redirect { to } = decision {
+        rewrite(sa, to, v6);
+    }
+    PASS
+}
+
+/// Makes a socket's state say nothing; a socket can be connected again elsewhere.
+#[inline(always)]
+fn forget(state: &mut SockState) {
+    if state.registered != 0 {
+        state.registered = 0;
+        unregister(&state.key, state.conn.pod);
+    }
+    state.established = 0;
+    state.conn.kind = ConnKind::NONE;
+}
+
+#[inline(always)]
+fn rewrite(sa: *mut bpf_sock_addr, to: [u32; 4], v6: bool) {
+    // SAFETY: the verifier checks each write to the context.
+    unsafe {
+        if v6 {
+            (*sa).user_ip6[0] = to[0];
+            (*sa).user_ip6[1] = to[1];
+            (*sa).user_ip6[2] = to[2];
+            (*sa).user_ip6[3] = to[3];
+        } else {
+            (*sa).user_ip4 = to[3];
+        }
+    }
+}
+
+#[inline(always)]
+fn refuse(pod: &Pod, dst: &Endpoint, reason: Reason) -> i32 {
+    deny(pod, dst, reason as u32)
+}
+
+#[inline(always)]
+fn deny(pod: &Pod, dst: &Endpoint, reason: u32) -> i32 {
+    let own = decide::own_address(pod, dst.is_v4());
+    report(&Event {
+        time_ns: now_ns(),
+        key: FlowKey { src: Endpoint::v6(own, 0), dst: *dst },
+        kind: EventKind::CONNECT_DENIED,
+        pod: pod.handle,
+        reason,
+        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+        ..Event::default()
+    });
+    // SAFETY: the helper has no preconditions in this hook.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    REJECT
+}

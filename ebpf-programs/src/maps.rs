@@ -1,0 +1,161 @@
+//! The maps. Key, value, owner and lifetime of each are listed in `docs/architecture.md`.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::SkStorage,
+    helpers::{bpf_ktime_get_ns, bpf_sk_storage_get},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
+};
+use weir_abi::{Budget, Config, Conn, Event, FlowKey, Pod, PodState, SockState, Verdict, VerdictKey};
+
+/// Pods on one node; Kubernetes stops at 110 by default, and large nodes at some hundreds.
+const MAX_PODS: u32 = 4096;
+/// Registered connections of all pods of a node.
+const MAX_CONNECTIONS: u32 = 262_144;
+/// Cached verdicts of all pods of a node.
+const MAX_VERDICTS: u32 = 131_072;
+/// Refused 4-tuples that are remembered so that each is reported once.
+const MAX_DENIALS: u32 = 8192;
+/// Bytes of the ring buffer: about 7,000 events.
+const EVENT_BYTES: u32 = 1 << 20;
+
+/// State of a socket; goes with the socket.
+#[btf_map]
+pub(crate) static SOCKETS: SkStorage<SockState> = SkStorage::new();
+
+/// What holds for all programs.
+#[map]
+pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Enrolled pods by network namespace cookie.
+#[map]
+pub(crate) static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(MAX_PODS, 0);
+
+/// What may change of a pod, by handle.
+#[map]
+pub(crate) static POD_STATES: HashMap<u32, PodState> = HashMap::with_max_entries(MAX_PODS, 0);
+
+/// A pod's share of `CONNECTIONS`, by handle.
+#[map]
+pub(crate) static BUDGETS: HashMap<u32, Budget> = HashMap::with_max_entries(MAX_PODS, 0);
+
+/// Registered connections by their whole 4-tuple. A plain hash: an entry is never evicted for another.
+#[map]
+pub(crate) static CONNECTIONS: HashMap<FlowKey, Conn> =
+    HashMap::with_max_entries(MAX_CONNECTIONS, BPF_F_NO_PREALLOC);
+
+/// Decisions of the agent by pod and destination.
+#[map]
+pub(crate) static VERDICTS: HashMap<VerdictKey, Verdict> =
+    HashMap::with_max_entries(MAX_VERDICTS, BPF_F_NO_PREALLOC);
+
+/// The agent's listeners in the pods' namespaces.
+#[map]
+pub(crate) static LISTENERS: SockHash<u32> = SockHash::with_max_entries(MAX_PODS * 8, 0);
+
+/// When a 4-tuple was last refused: a stray segment must not be reported as another refusal.
+#[map]
+static DENIALS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_DENIALS, 0);
+
+/// What the agent is told.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);
+
+/// Events for which the ring buffer had no room.
+#[map]
+static LOST: Array<u64> = Array::with_max_entries(1, 0);
+
+/// A refused 4-tuple is reported again after this long, nanoseconds.
+const DENIAL_QUIET_NS: u64 = 1_000_000_000;
+
+/// The configuration; zeroes (no verdict holds) until the agent wrote it.
+#[inline(always)]
+pub(crate) fn config() -> Config {
+    CONFIG.get(0).copied().unwrap_or_default()
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// The state of a socket, null if it has none.
+///
+/// `bpf_sk_storage_get` without the create flag (kernel 5.2).
+#[inline(always)]
+pub(crate) fn socket_state(sk: *mut aya_ebpf::bindings::bpf_sock) -> *mut SockState {
+    // SAFETY: the map is an sk_storage map of SockState, and the verifier knows `sk` to be a checked socket.
+    unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).cast() }
+}
+
+/// Reports an event, or counts that it was lost.
+#[inline(always)]
+pub(crate) fn report(event: &Event) {
+    if EVENTS.output::<Event>(event, 0).is_err()
+        && let Some(lost) = LOST.get_ptr_mut(0)
+    {
+        add(lost, 1);
+    }
+}
+
+/// Whether a refusal of this 4-tuple is to be reported, remembering that it was.
+#[inline(always)]
+pub(crate) fn first_denial(key: &FlowKey, now_ns: u64) -> bool {
+    // SAFETY: the value is copied at once.
+    if let Some(last) = unsafe { DENIALS.get(key) }
+        && now_ns - *last < DENIAL_QUIET_NS
+    {
+        return false;
+    }
+    let _ = DENIALS.insert(key, &now_ns, 0);
+    true
+}
+
+/// Enters a connection into the table, within its pod's budget.
+#[inline(always)]
+pub(crate) fn register(key: &FlowKey, conn: &Conn) -> bool {
+    let Some(budget) = BUDGETS.get_ptr_mut(conn.pod) else { return false };
+    // SAFETY: a valid pointer into the map; volatile, since other processors count there too.
+    let full = unsafe { (&raw const (*budget).used).read_volatile() >= (&raw const (*budget).limit).read_volatile() };
+    if full {
+        return false;
+    }
+    // An entry of the same 4-tuple can only be a leftover (its socket is gone, or this one could not have the port):
+    // it is replaced, and its place in the budget goes on to this one.
+    const BPF_NOEXIST: u64 = 1;
+    const EEXIST: i32 = -17;
+    match CONNECTIONS.insert(key, conn, BPF_NOEXIST) {
+        Ok(()) => {
+            // SAFETY: as above.
+            add(unsafe { &raw mut (*budget).used }, 1);
+            true
+        }
+        Err(EEXIST) => CONNECTIONS.insert(key, conn, 0).is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Removes a connection from the table.
+#[inline(always)]
+pub(crate) fn unregister(key: &FlowKey, pod: u32) {
+    if CONNECTIONS.remove(key).is_ok()
+        && let Some(budget) = BUDGETS.get_ptr_mut(pod)
+    {
+        // SAFETY: a valid pointer into the map.
+        add(unsafe { &raw mut (*budget).used }, u64::MAX);
+    }
+}
+
+/// Adds atomically to a counter in a map, wrapping.
+///
+/// `AtomicU64::fetch_add` does not exist for this target, which has no compare-and-swap in its baseline.
+#[inline(always)]
+fn add(counter: *mut u64, value: u64) {
+    // SAFETY: the callers pass a valid pointer into a map, aligned for u64.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) };
+}

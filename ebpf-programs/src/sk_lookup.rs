@@ -1,0 +1,90 @@
+//! `sk_lookup`: decides who gets a SYN that reached a pod. One instance a pod, in the pod's network namespace.
+
+use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
+use weir_abi::{
+    Endpoint, Event, EventKind, FlowKey, ListenerSlot, Pod, Reason,
+    decide::{self, Lookup, Syn},
+};
+
+use crate::{
+    AF_INET, IPPROTO_TCP, field,
+    maps::{CONNECTIONS, LISTENERS, POD_STATES, config, first_denial, now_ns, report},
+};
+
+/// The pod that this instance belongs to; the loader writes it.
+///
+/// A constant, because this hook can read no namespace cookie (as of kernel 6.18) and an address proves nothing: a pod
+/// with NET_ADMIN can give itself another pod's.
+#[unsafe(no_mangle)]
+static OWN_POD: Pod = Pod { handle: 0, v4: 0, v6: [0; 4] };
+
+/// Go on: to the assigned socket, else to whichever listens.
+const SK_PASS: u32 = 1;
+/// To nobody: the client sees a reset.
+const SK_DROP: u32 = 0;
+
+/// A TCP SYN (or stray segment) without an established socket.
+#[sk_lookup]
+fn weir_sk_lookup(ctx: SkLookupContext) -> u32 {
+    let lookup = ctx.lookup;
+    // First of all: this hook also runs for each datagram of an unconnected UDP socket.
+    if field!((*lookup).protocol) != IPPROTO_TCP {
+        return SK_PASS;
+    }
+    // SAFETY: a static of the program; volatile since the loader writes it.
+    let own = unsafe { core::ptr::read_volatile(&raw const OWN_POD) };
+    let v4 = field!((*lookup).family) == AF_INET;
+    let (local4, remote4) = (field!((*lookup).local_ip4), field!((*lookup).remote_ip4));
+    let local6 = [
+        field!((*lookup).local_ip6[0]),
+        field!((*lookup).local_ip6[1]),
+        field!((*lookup).local_ip6[2]),
+        field!((*lookup).local_ip6[3]),
+    ];
+    let remote6 = [
+        field!((*lookup).remote_ip6[0]),
+        field!((*lookup).remote_ip6[1]),
+        field!((*lookup).remote_ip6[2]),
+        field!((*lookup).remote_ip6[3]),
+    ];
+    let local_port = field!((*lookup).local_port);
+    let remote_port = u32::from(u16::from_be(field!((*lookup).remote_port)));
+    let (src, dst) = if v4 {
+        (Endpoint::v4(remote4, remote_port), Endpoint::v4(local4, local_port))
+    } else {
+        (Endpoint::v6(remote6, remote_port), Endpoint::v6(local6, local_port))
+    };
+    let key = FlowKey { src, dst };
+    let syn = Syn { src, dst, ifindex: field!((*lookup).ingress_ifindex) };
+    // SAFETY: the values are copied at once.
+    let registered = unsafe { CONNECTIONS.get(key) }.copied();
+    // SAFETY: as above. No state means that the agent is not done with this pod: refuse.
+    let strict = unsafe { POD_STATES.get(own.handle) }.is_none_or(|state| state.strict != 0);
+    match decide::lookup(&own, &syn, registered.as_ref(), strict, config().generation) {
+        Lookup::Pass => SK_PASS,
+        Lookup::Drop(reason) => refuse(&key, &own, reason),
+        Lookup::Assign(slot) => {
+            let slot = if v4 { slot } else { slot + ListenerSlot::V6 };
+            match LISTENERS.redirect_sk_lookup(&ctx, ListenerSlot::key(own.handle, slot), 0) {
+                Ok(()) => SK_PASS,
+                Err(_) => refuse(&key, &own, Reason::NoListener),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn refuse(key: &FlowKey, own: &Pod, reason: Reason) -> u32 {
+    let now = now_ns();
+    if first_denial(key, now) {
+        report(&Event {
+            time_ns: now,
+            key: *key,
+            kind: EventKind::SYN_DENIED,
+            pod: own.handle,
+            reason: reason as u32,
+            ..Event::default()
+        });
+    }
+    SK_DROP
+}

@@ -1,0 +1,312 @@
+//! The configuration file: its types, documented where they stand; the JSON schema is generated from them.
+
+mod parse;
+mod text;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_saphyr::Spanned;
+use weir_types::TrustDomain;
+
+pub use parse::{ConfigError, load, parse};
+pub use text::HumanDuration;
+
+/// The configuration of a node's agent.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "weir-agent configuration")]
+pub struct ConfigFile {
+    /// Name of this node, as `workloads[].node` uses it.
+    pub node: String,
+    /// Trust domain of the mesh, the first part of every identity: `spiffe://<trustDomain>/ns/<namespace>/sa/<account>`.
+    pub trust_domain: TrustDomain,
+    /// Other trust domains whose identities are accepted from peers whose certificates chain to a trusted root.
+    #[serde(default)]
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Who signs the workloads' certificates. Re-read when its files change.
+    #[schemars(with = "CaConfig")]
+    pub ca: Spanned<CaConfig>,
+    /// The workloads' certificates.
+    #[serde(default)]
+    pub certificates: CertificatesConfig,
+    /// Folder of the cgroup v2 tree whose processes are seen: the node's. The root of the mount if absent. Fixed at start.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    /// Folder on a bpffs mount for pinned maps and links, made if missing. Fixed at start.
+    #[serde(default = "defaults::pin_dir")]
+    pub pin_dir: PathBuf,
+    /// The local API that the `weir` command uses. Fixed at start.
+    #[serde(default)]
+    pub api: ApiConfig,
+    /// Metrics and readiness over HTTP. Fixed at start.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
+    /// Recorded flows. Fixed at start.
+    #[serde(default)]
+    pub flows: FlowsConfig,
+    /// Whether workloads accept plaintext. Workload over namespace over mesh.
+    #[serde(default)]
+    pub mtls: MtlsConfig,
+    /// The pods of this node that are in the mesh.
+    #[serde(default)]
+    #[schemars(with = "Vec<PodConfig>")]
+    pub pods: Vec<Spanned<PodConfig>>,
+    /// All workloads of the mesh, on all nodes.
+    #[serde(default)]
+    #[schemars(with = "Vec<WorkloadConfig>")]
+    pub workloads: Vec<Spanned<WorkloadConfig>>,
+    /// All services.
+    #[serde(default)]
+    #[schemars(with = "Vec<ServiceConfig>")]
+    pub services: Vec<Spanned<ServiceConfig>>,
+}
+
+/// Who signs: either `dir`, or `certificate` and `key`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CaConfig {
+    /// A folder with a CA of its own, made on first start (mode 0700, key 0600). For labs: the agents of a lab share it.
+    #[serde(default)]
+    pub dir: Option<PathBuf>,
+    /// PEM file with the CA's certificate, followed by its chain if it is an intermediate.
+    #[serde(default)]
+    pub certificate: Option<PathBuf>,
+    /// PEM file with the CA's private key, readable by its owner only.
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+    /// PEM files with more roots to trust: those of other CAs, and the old or the new one during a rotation.
+    #[serde(default)]
+    pub roots: Vec<PathBuf>,
+}
+
+/// The workloads' certificates.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CertificatesConfig {
+    /// How long a certificate is valid, from `10s` to `7d`; it is renewed at half of that.
+    #[schemars(with = "HumanDuration")]
+    pub lifetime: Spanned<HumanDuration>,
+}
+
+/// The local API.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Path of the Unix socket, made with mode 0600.
+    pub socket: PathBuf,
+}
+
+/// Metrics and readiness.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Address and port for `/metrics` and `/readyz`.
+    pub address: SocketAddr,
+}
+
+/// Recorded flows.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FlowsConfig {
+    /// How many flow records are kept, 1 to 1,000,000; about 1 KiB each.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub capacity: u32,
+}
+
+/// Whether workloads accept plaintext.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MtlsConfig {
+    /// For the whole mesh.
+    pub mode: MtlsMode,
+    /// For namespaces, by name.
+    pub namespaces: BTreeMap<String, MtlsMode>,
+    /// For workloads, by uid.
+    pub workloads: BTreeMap<String, MtlsMode>,
+}
+
+/// Whether plaintext is accepted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum MtlsMode {
+    /// Mutual TLS and plaintext.
+    #[default]
+    Permissive,
+    /// Mutual TLS only.
+    Strict,
+}
+
+/// A pod of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PodConfig {
+    /// Uid of its workload.
+    pub uid: String,
+    /// Its Kubernetes namespace; the workload's.
+    pub namespace: String,
+    /// Its service account; the workload's.
+    pub service_account: String,
+    /// File of its network namespace, as `/run/netns/NAME` or `/proc/PID/ns/net`. May appear later.
+    pub netns: PathBuf,
+}
+
+/// A workload: a pod on any node, or a host outside Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadConfig {
+    /// Its uid, unique in the file.
+    pub uid: String,
+    /// Its name; the uid if absent.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its Kubernetes namespace.
+    pub namespace: String,
+    /// Its service account.
+    #[serde(default = "defaults::service_account")]
+    pub service_account: String,
+    /// Its addresses, unique in the file; the first of each IP family counts for a pod of this node.
+    pub addresses: Vec<IpAddr>,
+    /// Its node.
+    #[serde(default)]
+    pub node: String,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What it understands.
+    #[serde(default)]
+    pub tunnel: TunnelProtocol,
+}
+
+/// How a workload is reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum TunnelProtocol {
+    /// HTTP/2 CONNECT over mutual TLS on port 15008.
+    #[default]
+    Hbone,
+    /// Plaintext: it is known, but not in the mesh.
+    None,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// Its name.
+    pub name: String,
+    /// Its Kubernetes namespace.
+    pub namespace: String,
+    /// Its virtual addresses, unique in the file.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Its ports. A connection to another port is refused.
+    pub ports: Vec<ServicePort>,
+    /// Who serves it.
+    #[serde(default)]
+    #[schemars(with = "Vec<EndpointConfig>")]
+    pub endpoints: Vec<Spanned<EndpointConfig>>,
+    /// Identities, besides the endpoint's own, that a server of this service may present.
+    #[serde(default)]
+    pub subject_alt_names: Vec<weir_types::Identity>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServicePort {
+    /// The port that clients use.
+    #[schemars(range(min = 1))]
+    pub port: std::num::NonZeroU16,
+    /// The port of the endpoints; the same if absent.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub target_port: Option<std::num::NonZeroU16>,
+}
+
+/// Who serves a service: a workload, or an address outside the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EndpointConfig {
+    /// Uid of a workload.
+    #[serde(default)]
+    pub workload: Option<String>,
+    /// An address that is no workload's.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    /// Whether it gets new connections.
+    #[serde(default = "defaults::healthy")]
+    pub healthy: bool,
+}
+
+mod defaults {
+    use std::path::PathBuf;
+
+    pub(super) fn pin_dir() -> PathBuf {
+        PathBuf::from("/sys/fs/bpf/weir")
+    }
+
+    pub(super) fn service_account() -> String {
+        "default".to_owned()
+    }
+
+    pub(super) fn healthy() -> bool {
+        true
+    }
+}
+
+impl Default for CertificatesConfig {
+    fn default() -> Self {
+        let day = HumanDuration(Duration::from_secs(24 * 3600));
+        Self {
+            lifetime: Spanned::new(
+                day,
+                serde_saphyr::Location::UNKNOWN,
+                serde_saphyr::Location::UNKNOWN,
+            ),
+        }
+    }
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from(weir_types::api::DEFAULT_SOCKET),
+        }
+    }
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 15020)),
+        }
+    }
+}
+
+impl Default for FlowsConfig {
+    fn default() -> Self {
+        Self { capacity: 16_384 }
+    }
+}
+
+impl MtlsConfig {
+    /// The mode of a workload: its own, else its namespace's, else the mesh's.
+    #[must_use]
+    pub fn mode(&self, uid: &str, namespace: &str) -> MtlsMode {
+        let own = self.workloads.get(uid).or_else(|| self.namespaces.get(namespace));
+        own.copied().unwrap_or(self.mode)
+    }
+}
+
+/// The JSON schema of the file.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(ConfigFile).to_value()
+}

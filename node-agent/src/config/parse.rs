@@ -1,0 +1,347 @@
+//! Reading and checking the file: one error, that names file, line, field and what was expected.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize as _;
+use serde_saphyr::Location;
+use weir_types::Identity;
+
+use super::{CaConfig, ConfigFile, WorkloadConfig};
+
+/// Largest file that is read: 20,000 workloads take about 4 MiB.
+const MAX_FILE: u64 = 64 << 20;
+/// Bounds of a certificate's lifetime.
+const LIFETIME: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(7 * 24 * 3600));
+/// Bounds of the ring of flows.
+const FLOW_CAPACITY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
+
+/// What is wrong with a configuration file. Reading it again helps only after it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// The error.
+        source: std::io::Error,
+    },
+    /// The file is too large.
+    #[error("{}: expected at most {MAX_FILE} bytes", file.display())]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The file's contents are wrong.
+    #[error("{}:{at}: {field}: {problem}", file.display())]
+    Contents {
+        /// The file.
+        file: PathBuf,
+        /// Where.
+        at: Position,
+        /// The field, as `workloads[3].addresses`.
+        field: String,
+        /// What was expected.
+        problem: String,
+    },
+}
+
+/// A line and a column, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The line.
+    pub line: u64,
+    /// The column.
+    pub column: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+impl From<Location> for Position {
+    fn from(location: Location) -> Self {
+        Self {
+            line: location.line(),
+            column: location.column(),
+        }
+    }
+}
+
+/// Reads and checks a file.
+///
+/// # Errors
+/// When it cannot be read, or is wrong.
+pub fn load(file: &Path) -> Result<ConfigFile, ConfigError> {
+    let read = |source| ConfigError::Read {
+        file: file.to_owned(),
+        source,
+    };
+    if std::fs::metadata(file).map_err(read)?.len() > MAX_FILE {
+        return Err(ConfigError::TooLarge {
+            file: file.to_owned(),
+        });
+    }
+    parse(file, &std::fs::read_to_string(file).map_err(read)?)
+}
+
+/// Checks the text of a file.
+///
+/// # Errors
+/// When it is wrong.
+pub fn parse(file: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
+    let config = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
+        Ok(ConfigFile::deserialize(tracked).map_err(|error| (error, track.path().to_string())))
+    });
+    let (error, field) = match config {
+        Ok(Ok(config)) => {
+            check(&config).map_err(|problem| problem.in_file(file))?;
+            return Ok(config);
+        }
+        Ok(Err((error, field))) => (error, field),
+        Err(error) => (error, ".".to_owned()),
+    };
+    Err(Problem {
+        location: error.location().unwrap_or(Location::UNKNOWN),
+        field: if field == "." { "(file)".to_owned() } else { field },
+        problem: plain(&error),
+    }
+    .in_file(file))
+}
+
+/// The message alone: where it is stands beside it.
+fn plain(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let text = text.split('\n').next().unwrap_or_default();
+    let position = text.rfind(" at line ").unwrap_or(text.len());
+    text[..position].trim_end_matches([',', ':']).to_owned()
+}
+
+struct Problem {
+    location: Location,
+    field: String,
+    problem: String,
+}
+
+impl Problem {
+    fn new(location: Location, field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            location,
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    fn in_file(self, file: &Path) -> ConfigError {
+        ConfigError::Contents {
+            file: file.to_owned(),
+            at: self.location.into(),
+            field: self.field,
+            problem: self.problem,
+        }
+    }
+}
+
+fn check(config: &ConfigFile) -> Result<(), Problem> {
+    let top = |field: &str, problem: &str| Err(Problem::new(config.ca.referenced, field, problem));
+    if config.node.is_empty() {
+        return top("node", "expected the node's name");
+    }
+    if !FLOW_CAPACITY.contains(&config.flows.capacity) {
+        return top("flows.capacity", "expected 1 to 1,000,000");
+    }
+    check_ca(&config.ca.value).map_err(|problem| Problem::new(config.ca.referenced, "ca", problem))?;
+    let lifetime = &config.certificates.lifetime;
+    if lifetime.value.0 < LIFETIME.0 || lifetime.value.0 > LIFETIME.1 {
+        return Err(Problem::new(
+            lifetime.referenced,
+            "certificates.lifetime",
+            "expected 10s to 7d",
+        ));
+    }
+    let workloads = check_workloads(config)?;
+    check_pods(config, &workloads)?;
+    check_services(config, &workloads)?;
+    for uid in config.mtls.workloads.keys() {
+        if !workloads.contains_key(uid.as_str()) {
+            return top(
+                &format!("mtls.workloads.{uid}"),
+                "expected the uid of a workload in this file",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_ca(ca: &CaConfig) -> Result<(), &'static str> {
+    match (&ca.dir, &ca.certificate, &ca.key) {
+        (Some(_), None, None) | (None, Some(_), Some(_)) => Ok(()),
+        (None, None, None) => Err("expected 'dir', or 'certificate' and 'key'"),
+        (Some(_), _, _) => Err("expected either 'dir', or 'certificate' and 'key', not both"),
+        _ => Err("expected both 'certificate' and 'key'"),
+    }
+}
+
+fn check_workloads(config: &ConfigFile) -> Result<HashMap<&str, &WorkloadConfig>, Problem> {
+    let mut by_uid = HashMap::new();
+    let mut addresses: HashMap<IpAddr, &str> = HashMap::new();
+    for (index, workload) in config.workloads.iter().enumerate() {
+        let at = |field: &str, problem: String| {
+            Problem::new(
+                workload.referenced,
+                format!("workloads[{index}].{field}"),
+                problem,
+            )
+        };
+        let value = &workload.value;
+        if value.uid.is_empty() {
+            return Err(at("uid", "expected a uid".to_owned()));
+        }
+        if by_uid.insert(value.uid.as_str(), value).is_some() {
+            return Err(at(
+                "uid",
+                format!("expected a uid of its own; '{}' stands above", value.uid),
+            ));
+        }
+        Identity::new(&config.trust_domain, &value.namespace, &value.service_account).map_err(|error| {
+            at(
+                "namespace, serviceAccount",
+                format!("expected Kubernetes names: {error}"),
+            )
+        })?;
+        if value.addresses.is_empty() {
+            return Err(at("addresses", "expected at least one address".to_owned()));
+        }
+        for address in &value.addresses {
+            let address = address.to_canonical();
+            if let Some(other) = addresses.insert(address, &value.uid) {
+                return Err(at(
+                    "addresses",
+                    format!("expected addresses of its own; {address} is also {other}'s"),
+                ));
+            }
+            if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+                return Err(at(
+                    "addresses",
+                    format!("expected a unicast address, not {address}"),
+                ));
+            }
+        }
+    }
+    Ok(by_uid)
+}
+
+fn check_pods(config: &ConfigFile, workloads: &HashMap<&str, &WorkloadConfig>) -> Result<(), Problem> {
+    let mut uids = HashSet::new();
+    for (index, pod) in config.pods.iter().enumerate() {
+        let at = |field: &str, problem: String| {
+            Err(Problem::new(
+                pod.referenced,
+                format!("pods[{index}].{field}"),
+                problem,
+            ))
+        };
+        let value = &pod.value;
+        if !uids.insert(&value.uid) {
+            return at(
+                "uid",
+                format!("expected a uid of its own; '{}' stands above", value.uid),
+            );
+        }
+        let Some(workload) = workloads.get(value.uid.as_str()) else {
+            return at(
+                "uid",
+                format!("expected the uid of a workload in this file, not '{}'", value.uid),
+            );
+        };
+        if workload.node != config.node {
+            return at(
+                "uid",
+                format!(
+                    "expected a workload of node '{}', not of '{}'",
+                    config.node, workload.node
+                ),
+            );
+        }
+        if workload.namespace != value.namespace {
+            return at(
+                "namespace",
+                format!("expected the workload's, '{}'", workload.namespace),
+            );
+        }
+        if workload.service_account != value.service_account {
+            return at(
+                "serviceAccount",
+                format!("expected the workload's, '{}'", workload.service_account),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_services(config: &ConfigFile, workloads: &HashMap<&str, &WorkloadConfig>) -> Result<(), Problem> {
+    let mut names = HashSet::new();
+    let mut addresses: HashSet<IpAddr> = workloads
+        .values()
+        .flat_map(|w| &w.addresses)
+        .map(IpAddr::to_canonical)
+        .collect();
+    for (index, service) in config.services.iter().enumerate() {
+        let at = |field: &str, problem: String| {
+            Err(Problem::new(
+                service.referenced,
+                format!("services[{index}].{field}"),
+                problem,
+            ))
+        };
+        let value = &service.value;
+        if !names.insert((&value.namespace, &value.name)) {
+            let name = format!("{}/{}", value.namespace, value.name);
+            return at(
+                "name",
+                format!("expected a name of its own; '{name}' stands above"),
+            );
+        }
+        let mut ports = HashSet::new();
+        if let Some(port) = value.ports.iter().find(|p| !ports.insert(p.port)) {
+            return at(
+                "ports",
+                format!("expected each port once; {} is there twice", port.port),
+            );
+        }
+        if value.ports.is_empty() {
+            return at("ports", "expected at least one port".to_owned());
+        }
+        if let Some(address) = value
+            .addresses
+            .iter()
+            .find(|a| !addresses.insert(a.to_canonical()))
+        {
+            return at(
+                "addresses",
+                format!("expected addresses of its own; {address} is used above"),
+            );
+        }
+        for (number, endpoint) in value.endpoints.iter().enumerate() {
+            let problem = match (&endpoint.value.workload, endpoint.value.address) {
+                (Some(uid), None) if workloads.contains_key(uid.as_str()) => continue,
+                (None, Some(_)) => continue,
+                (Some(uid), None) => format!("expected the uid of a workload in this file, not '{uid}'"),
+                _ => "expected either 'workload' or 'address'".to_owned(),
+            };
+            let field = format!("services[{index}].endpoints[{number}]");
+            return Err(Problem::new(endpoint.referenced, field, problem));
+        }
+    }
+    Ok(())
+}

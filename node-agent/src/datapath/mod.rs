@@ -1,0 +1,288 @@
+//! The kernel side: loads the programs, pins their links and maps, and reads and writes the maps.
+
+mod links;
+mod maps;
+mod sys;
+
+pub mod events;
+pub mod preflight;
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, RingBuf, SockHash},
+    programs::{CgroupSockAddr, ProgramFd, SkLookup, SockOps},
+};
+use weir_abi::{
+    Budget, Config, Conn, FlowKey, LAYOUT_VERSION, ListenerSlot, Pod, PodState, SockState, Verdict,
+    VerdictKey,
+};
+use weir_types::api::ProgramStatus;
+
+pub use maps::PodHandle;
+
+/// The kernel programs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-datapath"));
+
+/// Every map is pinned, so that connections outlive the agent.
+const MAPS: &[&str] = &[
+    "SOCKETS",
+    "CONFIG",
+    "PODS",
+    "POD_STATES",
+    "BUDGETS",
+    "CONNECTIONS",
+    "VERDICTS",
+    "LISTENERS",
+    "DENIALS",
+    "EVENTS",
+    "LOST",
+];
+
+/// What went wrong between the agent and the kernel. Trying again may help where the cause is a lack of memory.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The folder for pins cannot be made.
+    #[error("{}: cannot make the folder for pinned maps: {source}", path.display())]
+    PinDir {
+        /// The folder.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// The cgroup cannot be opened.
+    #[error("{}: cannot open the cgroup: {source}", path.display())]
+    Cgroup {
+        /// The folder.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// The object cannot be loaded.
+    #[error("the kernel programs cannot be loaded: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program is refused or cannot be attached.
+    #[error("program {name}: {source}")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// The error.
+        source: aya::programs::ProgramError,
+    },
+    /// A link cannot be pinned, opened or updated.
+    #[error("link {}: {source}", path.display())]
+    Link {
+        /// The pin.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// A map is missing or cannot be accessed.
+    #[error("map {name}: {source}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// The error.
+        source: aya::maps::MapError,
+    },
+    /// The object lacks something that this agent expects: they are not of one build.
+    #[error("the kernel programs lack '{0}'")]
+    Missing(&'static str),
+}
+
+/// The loaded programs and their maps.
+pub struct Datapath {
+    pins: PathBuf,
+    cgroup: PathBuf,
+    sockets: OwnedFd,
+    connections: HashMap<MapData, FlowKey, Conn>,
+    lost: Array<MapData, u64>,
+    tables: Mutex<Tables>,
+}
+
+/// The maps that aya writes through `&mut`.
+struct Tables {
+    config: Array<MapData, Config>,
+    pods: HashMap<MapData, u64, Pod>,
+    pod_states: HashMap<MapData, u32, PodState>,
+    budgets: HashMap<MapData, u32, Budget>,
+    verdicts: HashMap<MapData, VerdictKey, Verdict>,
+    listeners: SockHash<MapData, u32>,
+    next_handle: u32,
+}
+
+impl Datapath {
+    /// Loads the programs and attaches them to a cgroup, or updates those that an earlier agent left attached.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    pub fn load(pin_dir: &Path, cgroup: &Path) -> Result<(Self, RingBuf<MapData>), DatapathError> {
+        let pins = pin_dir.join(format!("v{LAYOUT_VERSION}"));
+        for folder in [pins.clone(), pins.join("links")] {
+            std::fs::create_dir_all(&folder)
+                .map_err(|source| DatapathError::PinDir { path: folder, source })?;
+        }
+        let mut ebpf = load_object(&pins, &Pod::default())?;
+        let links = links::Links::new(pins.join("links"));
+        let target = std::fs::File::open(cgroup).map_err(|source| DatapathError::Cgroup {
+            path: cgroup.to_owned(),
+            source,
+        })?;
+        for name in ["weir_connect4", "weir_connect6", "weir_getpeer4", "weir_getpeer6"] {
+            let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
+            program
+                .load()
+                .map_err(|source| DatapathError::Program { name, source })?;
+            links.attach_sock_addr(name, program, target.as_fd())?;
+        }
+        let name = "weir_sock_ops";
+        let program: &mut SockOps = program(&mut ebpf, name)?;
+        program
+            .load()
+            .map_err(|source| DatapathError::Program { name, source })?;
+        links.attach_sock_ops(name, program, target.as_fd())?;
+
+        let sockets = sys::object(&pins.join("SOCKETS")).map_err(|source| DatapathError::Link {
+            path: pins.join("SOCKETS"),
+            source,
+        })?;
+        let events =
+            RingBuf::try_from(maps::take(&mut ebpf, "EVENTS")?).map_err(|source| DatapathError::Map {
+                name: "EVENTS",
+                source,
+            })?;
+        let tables = Tables::new(&mut ebpf)?;
+        let datapath = Self {
+            cgroup: cgroup.to_owned(),
+            sockets,
+            connections: maps::hash(&mut ebpf, "CONNECTIONS")?,
+            lost: maps::array(&mut ebpf, "LOST")?,
+            tables: Mutex::new(tables),
+            pins,
+        };
+        Ok((datapath, events))
+    }
+
+    /// Attaches the pod's own `sk_lookup` program to its namespace, or updates the one that is there.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn attach_pod(&self, pod: &Pod, netns: BorrowedFd<'_>) -> Result<(), DatapathError> {
+        let mut ebpf = load_object(&self.pins, pod)?;
+        let name = "weir_sk_lookup";
+        let program: &mut SkLookup = program(&mut ebpf, name)?;
+        program
+            .load()
+            .map_err(|source| DatapathError::Program { name, source })?;
+        self.links().attach_sk_lookup(pod.handle, program, netns)
+    }
+
+    /// Detaches a pod's `sk_lookup` program.
+    pub fn detach_pod(&self, handle: PodHandle) {
+        self.links().remove_sk_lookup(handle.0);
+    }
+
+    /// Detaches what belongs to handles that no present pod has: pods that went while no agent ran.
+    pub fn detach_all_but(&self, handles: &std::collections::HashSet<u32>) {
+        self.links().retain_sk_lookup(handles);
+    }
+
+    /// The attached programs.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramStatus> {
+        self.links().status(&self.cgroup)
+    }
+
+    /// Marks a socket before it connects.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for it.
+    pub fn mark(&self, socket: BorrowedFd<'_>, conn: Conn) -> io::Result<()> {
+        let state = SockState {
+            conn,
+            ..SockState::default()
+        };
+        sys::set_socket_state(self.sockets.as_fd(), socket, &state)
+    }
+
+    /// What a connection is registered as.
+    #[must_use]
+    pub fn connection(&self, key: &FlowKey) -> Option<Conn> {
+        self.connections.get(key, 0).ok()
+    }
+
+    /// Number of registered connections.
+    #[must_use]
+    pub fn connection_count(&self) -> u64 {
+        self.connections.keys().filter(Result::is_ok).count() as u64
+    }
+
+    /// Events that found no room in the ring buffer, since the maps were made.
+    #[must_use]
+    pub fn lost_events(&self) -> u64 {
+        self.lost.get(&0, 0).unwrap_or(0)
+    }
+
+    /// Puts a listener into a pod's slot. The socket must be of the pod's namespace and of the slot's family.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn set_listener(
+        &self,
+        handle: PodHandle,
+        slot: u32,
+        socket: impl AsRawFd,
+    ) -> Result<(), DatapathError> {
+        self.tables()
+            .listeners
+            .insert(ListenerSlot::key(handle.0, slot), socket, 0)
+            .map_err(|source| DatapathError::Map {
+                name: "LISTENERS",
+                source,
+            })
+    }
+
+    fn links(&self) -> links::Links {
+        links::Links::new(self.pins.join("links"))
+    }
+
+    fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
+        // Each method leaves the maps consistent at every step, so a panic elsewhere does no harm here.
+        self.tables
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn load_object(pins: &Path, pod: &Pod) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, pins.join(name));
+    }
+    loader.override_global("OWN_POD", pod, true);
+    Ok(loader.load(OBJECT)?)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or(DatapathError::Missing(name))?
+        .try_into()
+        .map_err(|source| DatapathError::Program { name, source })
+}
+
+fn program_fd<'a>(
+    name: &'static str,
+    fd: Result<&'a ProgramFd, aya::programs::ProgramError>,
+) -> Result<BorrowedFd<'a>, DatapathError> {
+    fd.map(|fd| fd.as_fd())
+        .map_err(|source| DatapathError::Program { name, source })
+}

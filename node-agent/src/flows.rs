@@ -1,0 +1,439 @@
+//! The record of flows: a bounded ring, filled by one task, read by any number.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use weir_types::{
+    Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Process, Reason, TrafficDirection, api::FlowsRequest,
+};
+
+use crate::metrics::Metrics;
+
+/// Records on their way to the ring. At 10,000 connections a second this is 400 ms of two records each.
+const QUEUE: usize = 8192;
+
+/// The record of flows. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct FlowLog {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Flow>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ring: Mutex<Ring>,
+    newest: watch::Sender<u64>,
+    lost: AtomicU64,
+    next_connection: AtomicU64,
+    node: String,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Ring {
+    flows: VecDeque<Arc<Flow>>,
+    capacity: usize,
+    next: u64,
+}
+
+/// What one look at the ring gave.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// Records that match, oldest first.
+    pub flows: Vec<Arc<Flow>>,
+    /// Records that were overwritten before they could be read.
+    pub lost: u64,
+    /// Where to go on.
+    pub next: u64,
+}
+
+/// One connection's records: opened once, closed once, whatever happens.
+#[derive(Debug)]
+pub struct Connection {
+    log: FlowLog,
+    started: Instant,
+    flow: Flow,
+    open: bool,
+    ended: bool,
+}
+
+/// How a connection went, at its end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outcome {
+    /// Bytes from client to server.
+    pub sent: u64,
+    /// Bytes from server to client.
+    pub received: u64,
+    /// Smoothed round-trip time, microseconds.
+    pub rtt_us: Option<u32>,
+    /// Segments sent again.
+    pub retransmits: Option<u32>,
+}
+
+// === impl FlowLog ===
+
+impl FlowLog {
+    /// A ring of `capacity` records, and the task that fills it.
+    #[must_use]
+    pub fn new(node: &str, capacity: usize, metrics: Metrics) -> Self {
+        let (queue, mut records) = mpsc::channel(QUEUE);
+        let shared = Arc::new(Shared {
+            ring: Mutex::new(Ring {
+                flows: VecDeque::new(),
+                capacity,
+                next: 0,
+            }),
+            newest: watch::Sender::new(0),
+            lost: AtomicU64::new(0),
+            next_connection: AtomicU64::new(1),
+            node: node.to_owned(),
+            metrics,
+        });
+        let filled = shared.clone();
+        tokio::spawn(async move {
+            let mut batch = Vec::new();
+            while records.recv_many(&mut batch, 256).await > 0 {
+                filled.push(batch.drain(..));
+            }
+        });
+        Self { shared, queue }
+    }
+
+    /// A number for a connection.
+    #[must_use]
+    pub fn connection_id(&self) -> u64 {
+        self.shared.next_connection.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Records a flow. Never waits; what finds no room is counted as lost.
+    pub fn record(&self, mut flow: Flow) {
+        flow.node.clone_from(&self.shared.node);
+        self.shared.metrics.count(&flow);
+        if self.queue.try_send(flow).is_err() {
+            self.lose(1);
+        }
+    }
+
+    /// Counts events that were lost elsewhere.
+    pub fn lose(&self, count: u64) {
+        self.shared.lost.fetch_add(count, Ordering::Relaxed);
+        self.shared.metrics.flows_lost.inc_by(count);
+    }
+
+    /// Events lost so far.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
+    /// Records made so far.
+    #[must_use]
+    pub fn recorded(&self) -> u64 {
+        self.shared.ring().next
+    }
+
+    /// Where a reader starts that wants everything that is kept.
+    #[must_use]
+    pub fn oldest(&self) -> u64 {
+        let ring = self.shared.ring();
+        ring.next - ring.flows.len() as u64
+    }
+
+    /// The records from `from` on that match.
+    #[must_use]
+    pub fn page(&self, from: u64, request: &FlowsRequest) -> Page {
+        let ring = self.shared.ring();
+        let oldest = ring.next - ring.flows.len() as u64;
+        let skip = usize::try_from(from.saturating_sub(oldest)).unwrap_or(usize::MAX);
+        let flows = ring
+            .flows
+            .iter()
+            .skip(skip)
+            .filter(|flow| matches(flow, request))
+            .cloned()
+            .collect();
+        Page {
+            flows,
+            lost: oldest.saturating_sub(from),
+            next: ring.next,
+        }
+    }
+
+    /// Told of the number of records whenever it rises.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.shared.newest.subscribe()
+    }
+
+    /// Starts the records of a connection.
+    #[must_use]
+    pub fn connection(
+        &self,
+        direction: TrafficDirection,
+        path: FlowPath,
+        source: FlowPeer,
+        destination: FlowPeer,
+    ) -> Connection {
+        Connection {
+            log: self.clone(),
+            started: Instant::now(),
+            flow: Flow {
+                sequence: 0,
+                time: Timestamp::now(),
+                node: String::new(),
+                connection: self.connection_id(),
+                event: FlowEvent::Open,
+                verdict: FlowVerdict::Forwarded,
+                reason: Reason::None,
+                detail: None,
+                direction,
+                path,
+                source,
+                destination,
+                original_destination: None,
+                service: None,
+                tls: None,
+                bytes_sent: 0,
+                bytes_received: 0,
+                duration_us: 0,
+                rtt_us: None,
+                retransmits: None,
+                process: None,
+            },
+            open: false,
+            ended: false,
+        }
+    }
+}
+
+impl Shared {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        // The ring is whole after each statement, so a panic elsewhere does not spoil it.
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, flows: impl Iterator<Item = Flow>) {
+        let mut ring = self.ring();
+        for mut flow in flows {
+            flow.sequence = ring.next;
+            ring.next += 1;
+            if ring.flows.len() == ring.capacity {
+                ring.flows.pop_front();
+            }
+            ring.flows.push_back(Arc::new(flow));
+        }
+        self.newest.send_replace(ring.next);
+    }
+}
+
+/// Whether a flow is what a reader wants. Kinds of filters are AND-ed, values of one kind OR-ed.
+fn matches(flow: &Flow, request: &FlowsRequest) -> bool {
+    let ends = [&flow.source, &flow.destination];
+    let any = |wanted: &[String], matches: &dyn Fn(&FlowPeer, &str) -> bool| {
+        wanted.is_empty()
+            || wanted
+                .iter()
+                .any(|text| ends.iter().any(|end| matches(end, text)))
+    };
+    let ports = [Some(flow.destination.address), flow.original_destination];
+    any(&request.pods, &is_pod)
+        && any(&request.namespaces, &|end, text| {
+            end.namespace.as_deref() == Some(text)
+        })
+        && (request.verdicts.is_empty() || request.verdicts.contains(&flow.verdict))
+        && (request.ports.is_empty()
+            || ports
+                .iter()
+                .flatten()
+                .any(|address| request.ports.contains(&address.port())))
+}
+
+fn is_pod(end: &FlowPeer, text: &str) -> bool {
+    let (namespace, name) = match text.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, text),
+    };
+    end.pod.as_deref() == Some(name) && (namespace.is_none() || end.namespace.as_deref() == namespace)
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Adds what the client asked for.
+    pub fn asked(&mut self, original: SocketAddr, service: Option<String>) {
+        self.flow.original_destination = (original != self.flow.destination.address).then_some(original);
+        self.flow.service = service;
+    }
+
+    /// Adds the client's process.
+    pub fn process(&mut self, process: Option<Process>) {
+        self.flow.process = process;
+    }
+
+    /// Changes what was found out on the way.
+    pub fn towards(&mut self, path: FlowPath, destination: FlowPeer, tls: Option<String>) {
+        self.flow.path = path;
+        self.flow.destination = destination;
+        self.flow.tls = tls;
+    }
+
+    /// Records that it was let through.
+    pub fn open(&mut self) {
+        self.open = true;
+        self.log.shared.metrics.opened(&self.flow);
+        self.emit(FlowEvent::Open, Reason::None, None, Outcome::default());
+    }
+
+    /// Records that it was refused, or failed before it was open.
+    pub fn refuse(mut self, reason: Reason, detail: Option<String>) {
+        self.ended = true;
+        self.emit(FlowEvent::Refused, reason, detail, Outcome::default());
+    }
+
+    /// Records its end.
+    pub fn close(mut self, reason: Reason, outcome: Outcome) {
+        self.finish(reason, outcome);
+    }
+
+    fn finish(&mut self, reason: Reason, outcome: Outcome) {
+        self.ended = true;
+        self.log.shared.metrics.closed(&self.flow);
+        self.emit(FlowEvent::Close, reason, None, outcome);
+    }
+
+    fn emit(&self, event: FlowEvent, reason: Reason, detail: Option<String>, outcome: Outcome) {
+        let duration = self.started.elapsed();
+        self.log.record(Flow {
+            time: Timestamp::now(),
+            event,
+            verdict: FlowVerdict::of(reason),
+            reason,
+            detail,
+            bytes_sent: outcome.sent,
+            bytes_received: outcome.received,
+            duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            rtt_us: outcome.rtt_us,
+            retransmits: outcome.retransmits,
+            ..self.flow.clone()
+        });
+    }
+}
+
+impl Drop for Connection {
+    /// A connection whose task was ended from outside: its pod left, or the agent stops.
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if self.open {
+            self.finish(Reason::Shutdown, Outcome::default());
+        } else {
+            self.emit(FlowEvent::Refused, Reason::Shutdown, None, Outcome::default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(log: &FlowLog, pod: &str, port: u16) -> Connection {
+        let peer = |pod: &str, port| FlowPeer {
+            pod: Some(pod.to_owned()),
+            namespace: Some("shop".to_owned()),
+            ..FlowPeer::unknown(SocketAddr::from(([10, 0, 0, 1], port)))
+        };
+        log.connection(
+            TrafficDirection::Egress,
+            FlowPath::Tunnel,
+            peer(pod, 1),
+            peer("server", port),
+        )
+    }
+
+    async fn filled(log: &FlowLog, count: u64) {
+        let mut newest = log.watch();
+        newest.wait_for(|n| *n >= count).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_ring_keeps_the_newest_and_tells_what_it_dropped() {
+        let log = FlowLog::new("n", 3, Metrics::new());
+        for port in 1..=5 {
+            flow(&log, "a", port).refuse(Reason::NoEndpoint, None);
+        }
+        filled(&log, 5).await;
+        let page = log.page(0, &FlowsRequest::default());
+        let sequences: Vec<u64> = page.flows.iter().map(|f| f.sequence).collect();
+        assert_eq!((sequences, page.lost, page.next), (vec![2, 3, 4], 2, 5));
+    }
+
+    #[tokio::test]
+    async fn values_of_a_filter_are_alternatives_and_filters_all_count() {
+        let log = FlowLog::new("n", 10, Metrics::new());
+        flow(&log, "a", 80).refuse(Reason::NoEndpoint, None);
+        flow(&log, "b", 81).refuse(Reason::PlaintextToStrict, None);
+        filled(&log, 2).await;
+        let count = |request: FlowsRequest| log.page(0, &request).flows.len();
+        let pods = |pods: &[&str]| FlowsRequest {
+            pods: pods.iter().map(|p| (*p).to_owned()).collect(),
+            ..Default::default()
+        };
+        assert_eq!(count(pods(&["a", "b"])), 2);
+        assert_eq!(count(pods(&["shop/a"])), 1);
+        assert_eq!(count(pods(&["other/a"])), 0);
+        assert_eq!(count(pods(&["server"])), 2);
+        assert_eq!(
+            count(FlowsRequest {
+                ports: vec![80],
+                ..pods(&["a", "b"])
+            }),
+            1
+        );
+        assert_eq!(
+            count(FlowsRequest {
+                verdicts: vec![FlowVerdict::Denied],
+                ..Default::default()
+            }),
+            1
+        );
+        assert_eq!(
+            count(FlowsRequest {
+                namespaces: vec!["nowhere".into()],
+                ..Default::default()
+            }),
+            0
+        );
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_task_is_dropped_is_still_closed_in_the_record() {
+        let log = FlowLog::new("n", 10, Metrics::new());
+        let mut connection = flow(&log, "a", 80);
+        connection.open();
+        drop(connection);
+        filled(&log, 2).await;
+        let events: Vec<_> = log
+            .page(0, &FlowsRequest::default())
+            .flows
+            .iter()
+            .map(|f| (f.event, f.reason))
+            .collect();
+        assert_eq!(
+            events,
+            [
+                (FlowEvent::Open, Reason::None),
+                (FlowEvent::Close, Reason::Shutdown)
+            ]
+        );
+    }
+}

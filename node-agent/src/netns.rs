@@ -1,0 +1,115 @@
+//! Network namespaces: entering one for the time of a few socket calls.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A network namespace. Keeps it alive while held.
+#[derive(Debug)]
+pub struct NetNs {
+    file: OwnedFd,
+    path: PathBuf,
+    inode: u64,
+    cookie: u64,
+}
+
+/// The namespace that the agent was started in.
+static HOME: LazyLock<io::Result<OwnedFd>> =
+    LazyLock::new(|| Ok(OwnedFd::from(File::open("/proc/thread-self/ns/net")?)));
+
+fn home() -> io::Result<BorrowedFd<'static>> {
+    HOME.as_ref()
+        .map(|fd| fd.as_fd())
+        .map_err(|error| io::Error::new(error.kind(), error.to_string()))
+}
+
+impl NetNs {
+    /// Opens the namespace behind a file.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or is no network namespace.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        home()?;
+        let file = File::open(path)?;
+        let inode = file.metadata()?.ino();
+        let mut netns = Self {
+            file: file.into(),
+            path: path.to_owned(),
+            inode,
+            cookie: 0,
+        };
+        netns.cookie = netns.run(cookie)??;
+        Ok(netns)
+    }
+
+    /// The namespace's cookie, unique on this kernel since boot (SO_NETNS_COOKIE, kernel 5.14).
+    #[must_use]
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// The namespace, for attaching programs.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Whether its file still names this very namespace.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode)
+    }
+
+    /// Runs `f` in the namespace, on this thread. `f` must not block or wait: the thread's other work would go on there.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered; `f` did not run.
+    pub fn run<R>(&self, f: impl FnOnce() -> R) -> io::Result<R> {
+        let home = home()?;
+        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let _back = Back(home);
+        Ok(f())
+    }
+}
+
+/// Returns the thread to its namespace, also when it unwinds.
+struct Back(BorrowedFd<'static>);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if let Err(error) = move_into_link_name_space(self.0, Some(LinkNameSpaceType::Network)) {
+            // Going on would open the agent's sockets in a pod's namespace.
+            eprintln!("weir-agent: cannot return to the node's network namespace: {error}");
+            std::process::abort();
+        }
+    }
+}
+
+/// The cookie of the thread's present namespace.
+fn cookie() -> io::Result<u64> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
+    let mut value = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the buffer is 8 bytes, as `length` says.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

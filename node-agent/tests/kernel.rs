@@ -1,0 +1,144 @@
+//! The programs in the kernel: what it accepts, what stays attached, what a second start changes.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use weir_abi::{FlowKey, Pod};
+use weir_agent::{
+    datapath::{Datapath, PodHandle, preflight},
+    netns::NetNs,
+};
+
+/// A bpffs, a cgroup and a network namespace of the test's own, gone when it ends.
+struct Place {
+    name: String,
+    cgroup: PathBuf,
+    mount: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(name: &str) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests load kernel programs: run them as root"
+        );
+        let name = format!("weir-k{}-{name}", std::process::id());
+        let mount = tempfile::tempdir().unwrap();
+        run("mount", &["-t", "bpf", "bpf", mount.path().to_str().unwrap()]);
+        let root = preflight::check(None, mount.path()).unwrap();
+        let cgroup = root.join(&name);
+        std::fs::create_dir(&cgroup).unwrap();
+        run("ip", &["netns", "add", &name]);
+        Self { name, cgroup, mount }
+    }
+
+    fn netns(&self) -> NetNs {
+        NetNs::open(&Path::new("/run/netns").join(&self.name)).unwrap()
+    }
+
+    fn load(&self) -> Datapath {
+        Datapath::load(&self.mount.path().join("pins"), &self.cgroup)
+            .unwrap()
+            .0
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.mount.path()).status();
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        let _ = std::fs::remove_dir(&self.cgroup);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    assert!(
+        Command::new(program).args(arguments).status().unwrap().success(),
+        "{program} {arguments:?}"
+    );
+}
+
+#[test]
+fn the_kernel_accepts_the_programs_and_a_second_start_updates_them_in_place() {
+    let place = Place::new("update");
+    let first = place.load();
+    let pod = Pod::new(
+        first.new_handle().0,
+        &["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+    );
+    first.attach_pod(&pod, place.netns().as_fd()).unwrap();
+    let before = first.programs();
+    assert_eq!(before.len(), 6, "{before:?}");
+    drop(first);
+
+    let second = place.load();
+    second.attach_pod(&pod, place.netns().as_fd()).unwrap();
+    let after = second.programs();
+    assert_eq!(after.len(), 6, "{after:?}");
+    for (old, new) in before.iter().zip(&after) {
+        assert_eq!(
+            (&old.name, old.link_id),
+            (&new.name, new.link_id),
+            "the link stays"
+        );
+        assert_ne!(
+            old.program_id, new.program_id,
+            "{}: the program is a new one",
+            old.name
+        );
+    }
+}
+
+#[test]
+fn programs_carry_btf() {
+    let place = Place::new("btf");
+    let datapath = place.load();
+    for program in datapath.programs() {
+        let info = aya::programs::loaded_programs()
+            .filter_map(Result::ok)
+            .find(|info| info.id() == program.program_id)
+            .unwrap();
+        assert!(info.btf_id().is_some(), "{} has BTF", program.name);
+    }
+}
+
+#[test]
+fn a_pods_handle_is_never_given_again() {
+    let place = Place::new("handles");
+    let first = place.load();
+    let handle = first.new_handle();
+    first.set_state(handle, true).unwrap();
+    first
+        .insert_pod(1, &Pod::new(handle.0, &["10.0.0.1".parse().unwrap()]))
+        .unwrap();
+    drop(first);
+    let second = place.load();
+    assert!(second.new_handle() > handle);
+}
+
+#[test]
+fn the_program_of_a_pod_that_went_is_detached() {
+    let place = Place::new("reap");
+    let datapath = place.load();
+    let handle = datapath.new_handle();
+    let pod = Pod::new(handle.0, &["10.0.0.1".parse().unwrap()]);
+    datapath.attach_pod(&pod, place.netns().as_fd()).unwrap();
+    assert_eq!(datapath.programs().len(), 6);
+    run("ip", &["netns", "del", &place.name]);
+    datapath.detach_all_but(&HashSet::new());
+    assert_eq!(datapath.programs().len(), 5);
+    run("ip", &["netns", "add", &place.name]);
+}
+
+#[test]
+fn an_unknown_connection_is_not_registered() {
+    let place = Place::new("unknown");
+    let datapath = place.load();
+    assert!(datapath.connection(&FlowKey::default()).is_none());
+    assert_eq!(datapath.connection_count(), 0);
+    assert_eq!(datapath.lost_events(), 0);
+    datapath.remove_pod(Some(1), PodHandle(1));
+}
