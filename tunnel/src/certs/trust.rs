@@ -1,0 +1,272 @@
+//! Whom to believe: the roots in force, and what a peer's certificate must be.
+//!
+//! SPIFFE X.509-SVID: a chain to a root with the right extended key usage, and exactly one URI name.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use jiff::Timestamp;
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+use webpki::{EndEntityCert, KeyUsage};
+use weir_types::{Identity, Reason, TrustDomain, api::RootStatus};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::ca::hex;
+
+/// Why a peer's certificate is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Sent none.
+    #[error("no certificate")]
+    Missing,
+    /// Cannot be parsed, or breaks a rule of RFC 5280.
+    #[error("the certificate is malformed")]
+    Malformed,
+    /// No chain to a trusted root.
+    #[error("the certificate does not chain to a trusted root")]
+    Untrusted,
+    /// Expired or not valid yet, it or one of its issuers.
+    #[error("the certificate has expired or is not valid yet")]
+    Expired,
+    /// The extended key usage lacks what is needed.
+    #[error("the certificate is not for this use (extended key usage)")]
+    Usage,
+    /// Not exactly one URI among its names.
+    #[error("the certificate names not exactly one URI")]
+    Names,
+    /// The URI is not the identity of a workload.
+    #[error(
+        "the certificate's URI is not of the form spiffe://<trust domain>/ns/<namespace>/sa/<service account>"
+    )]
+    NotSpiffe,
+    /// Another trust domain.
+    #[error("the certificate is of another trust domain")]
+    TrustDomain,
+    /// Another identity than one of those expected.
+    #[error("the certificate names another identity than expected")]
+    Identity,
+}
+
+/// What a peer's certificate is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// The peer is a client.
+    Client,
+    /// The peer is a server.
+    Server,
+}
+
+/// A peer's certificate after it was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerCertificate {
+    /// The identity that it names.
+    pub identity: Identity,
+    /// When the first certificate of its chain expires.
+    pub not_after: SystemTime,
+}
+
+/// The roots in force.
+#[derive(Debug)]
+pub struct TrustBundle {
+    roots: Vec<Root>,
+}
+
+#[derive(Debug)]
+struct Root {
+    der: CertificateDer<'static>,
+    anchor: TrustAnchor<'static>,
+    not_before: i64,
+    not_after: i64,
+    subject: String,
+}
+
+/// What peers must satisfy: the roots, which can be replaced while connections are open, and the trust domains.
+#[derive(Debug)]
+pub struct Trust {
+    bundle: watch::Sender<Arc<TrustBundle>>,
+    domains: Vec<TrustDomain>,
+    algorithms: &'static [&'static dyn SignatureVerificationAlgorithm],
+}
+
+// === impl PeerError ===
+
+impl PeerError {
+    /// The reason that flows and metrics show.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Missing => Reason::NoCertificate,
+            Self::Malformed | Self::Usage | Self::Names | Self::NotSpiffe => Reason::BadCertificate,
+            Self::Untrusted => Reason::UntrustedRoot,
+            Self::Expired => Reason::CertificateExpired,
+            Self::TrustDomain => Reason::WrongTrustDomain,
+            Self::Identity => Reason::WrongIdentity,
+        }
+    }
+
+    fn from_webpki(error: &webpki::Error) -> Self {
+        use webpki::Error as E;
+        match error {
+            E::CertExpired { .. } | E::CertNotValidYet { .. } => Self::Expired,
+            // A root of the same name with another key fails by its signature.
+            E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::Untrusted,
+            E::RequiredEkuNotFoundContext(_) => Self::Usage,
+            _ => Self::Malformed,
+        }
+    }
+}
+
+// === impl TrustBundle ===
+
+impl TrustBundle {
+    /// Roots from DER. Those that cannot be parsed are left out and logged: one bad root must not end all trust.
+    #[must_use]
+    pub fn new(roots: &[CertificateDer<'static>]) -> Self {
+        let parse = |der: &CertificateDer<'static>| {
+            let (_, parsed) = X509Certificate::from_der(der).ok()?;
+            Some(Root {
+                anchor: webpki::anchor_from_trusted_cert(der).ok()?.to_owned(),
+                not_before: parsed.validity().not_before.timestamp(),
+                not_after: parsed.validity().not_after.timestamp(),
+                subject: parsed.subject().to_string(),
+                der: der.clone(),
+            })
+        };
+        let roots = roots
+            .iter()
+            .filter_map(|der| {
+                let root = parse(der);
+                if root.is_none() {
+                    tracing::warn!(
+                        fingerprint = fingerprint(der),
+                        "ignoring a root that cannot be parsed"
+                    );
+                }
+                root
+            })
+            .collect();
+        Self { roots }
+    }
+
+    /// The roots, for people.
+    #[must_use]
+    pub fn status(&self) -> Vec<RootStatus> {
+        self.roots
+            .iter()
+            .map(|root| RootStatus {
+                subject: root.subject.clone(),
+                fingerprint: fingerprint(&root.der),
+                not_after: Timestamp::from_second(root.not_after).unwrap_or(Timestamp::MAX),
+            })
+            .collect()
+    }
+
+    /// webpki does not look at a trust anchor's validity, so roots that are not valid now are left out here.
+    fn anchors(&self, now: UnixTime) -> Vec<TrustAnchor<'static>> {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let valid = |root: &&Root| root.not_before <= now && now <= root.not_after;
+        self.roots
+            .iter()
+            .filter(valid)
+            .map(|root| root.anchor.clone())
+            .collect()
+    }
+}
+
+// === impl Trust ===
+
+impl Trust {
+    pub(super) fn new(
+        bundle: TrustBundle,
+        domains: Vec<TrustDomain>,
+        algorithms: &'static [&'static dyn SignatureVerificationAlgorithm],
+    ) -> Self {
+        Self {
+            bundle: watch::Sender::new(Arc::new(bundle)),
+            domains,
+            algorithms,
+        }
+    }
+
+    pub(super) fn replace(&self, bundle: TrustBundle) {
+        let same = |old: &TrustBundle| {
+            old.roots
+                .iter()
+                .map(|root| &root.der)
+                .eq(bundle.roots.iter().map(|root| &root.der))
+        };
+        if !same(&self.current()) {
+            self.bundle.send_replace(Arc::new(bundle));
+        }
+    }
+
+    /// The roots in force now.
+    #[must_use]
+    pub fn current(&self) -> Arc<TrustBundle> {
+        self.bundle.borrow().clone()
+    }
+
+    /// Changes of the roots, for connections that must be verified again.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.bundle.subscribe()
+    }
+
+    /// Verifies a peer's chain, leaf first, against the roots in force.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<PeerCertificate, PeerError> {
+        let (leaf, intermediates) = chain.split_first().ok_or(PeerError::Missing)?;
+        let certificate = EndEntityCert::try_from(leaf).map_err(|_| PeerError::Malformed)?;
+        let bundle = self.current();
+        let anchors = bundle.anchors(now);
+        let key_usage = match usage {
+            Usage::Client => KeyUsage::client_auth(),
+            Usage::Server => KeyUsage::server_auth(),
+        };
+        certificate
+            .verify_for_usage(
+                self.algorithms,
+                &anchors,
+                intermediates,
+                now,
+                key_usage,
+                None,
+                None,
+            )
+            .map_err(|error| PeerError::from_webpki(&error))?;
+
+        let mut uris = certificate.valid_uri_names();
+        let uri = uris.next().ok_or(PeerError::Names)?;
+        if uris.next().is_some() {
+            return Err(PeerError::Names);
+        }
+        let identity: Identity = uri.parse().map_err(|_| PeerError::NotSpiffe)?;
+        if !self.domains.contains(identity.trust_domain()) {
+            return Err(PeerError::TrustDomain);
+        }
+        let not_after = chain
+            .iter()
+            .map(|der| {
+                X509Certificate::from_der(der).map(|(_, parsed)| parsed.validity().not_after.timestamp())
+            })
+            .try_fold(i64::MAX, |least, next| next.map(|next| least.min(next)))
+            .map_err(|_| PeerError::Malformed)?;
+        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
+        Ok(PeerCertificate { identity, not_after })
+    }
+}
+
+fn fingerprint(der: &CertificateDer<'_>) -> String {
+    hex(&Sha256::digest(der))
+}
