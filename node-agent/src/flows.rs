@@ -21,6 +21,9 @@ use crate::metrics::Metrics;
 /// Records on their way to the ring. At 10,000 connections a second this is 400 ms of two records each.
 const QUEUE: usize = 8192;
 
+/// Connections that the agent carries are numbered from here; those that the kernel reports have their socket cookie.
+const FIRST_CONNECTION: u64 = 1 << 40;
+
 /// The record of flows. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct FlowLog {
@@ -94,7 +97,7 @@ impl FlowLog {
             }),
             newest: watch::Sender::new(0),
             lost: AtomicU64::new(0),
-            next_connection: AtomicU64::new(1),
+            next_connection: AtomicU64::new(FIRST_CONNECTION),
             node: node.to_owned(),
             metrics,
         });

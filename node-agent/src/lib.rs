@@ -1,9 +1,23 @@
 //! The node agent: captures the connections of this node's pods, tunnels them, records them.
+//!
+//! A connection's way: the kernel programs ([`datapath`]) hand it to a listener that [`enrol`] opened in the pod's
+//! namespace; [`serve`] accepts it; [`outbound`], [`inbound`] or [`plaintext`] carries it; [`flows`] records it.
 
+pub mod agent;
+pub mod api;
 pub mod config;
 pub mod datapath;
+pub mod enrol;
 pub mod flows;
+pub mod http;
+pub mod inbound;
 pub mod mesh;
 pub mod metrics;
 pub mod netns;
+pub mod node;
+pub mod observe;
+pub mod outbound;
+pub mod plaintext;
+pub mod reload;
+pub mod serve;
 pub mod sockets;

@@ -1,1 +1,130 @@
-fn main() {}
+//! `weir-agent`: the node agent of Weir.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use tracing_subscriber::EnvFilter;
+use weir_agent::{agent, config, datapath};
+
+/// Measured to matter for TLS bulk transfer: buffers of all sizes come and go on every thread.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// The configuration is wrong.
+const EXIT_CONFIG: u8 = 2;
+/// The machine lacks something.
+const EXIT_MACHINE: u8 = 3;
+
+/// Carries the connections of this node's pods over mutual TLS, and records them.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  \
+        weir-agent --config /etc/weir/agent.yaml\n  \
+        weir-agent --config agent.yaml --check      check the file and the machine, attach nothing\n  \
+        weir-agent --schema > agent.schema.json     the file's JSON schema, for an editor\n  \
+        weir-agent --config agent.yaml --detach     take the kernel programs of a stopped agent out\n\n\
+        Exit codes: 0 stopped when asked, 1 failed, 2 the configuration is wrong, 3 the machine lacks something."
+)]
+struct Arguments {
+    /// The configuration file; applied again whenever it changes.
+    #[arg(long, value_name = "FILE", required_unless_present = "schema")]
+    config: Option<PathBuf>,
+    /// Check the configuration and the machine, then exit.
+    #[arg(long)]
+    check: bool,
+    /// Print the JSON schema of the configuration file, then exit.
+    #[arg(long)]
+    schema: bool,
+    /// Detach the kernel programs and remove the pinned maps that an agent with this configuration left, then exit.
+    #[arg(long, conflicts_with = "check")]
+    detach: bool,
+    /// What to log: a level, or as `weir_agent=debug,weir_tunnel=trace`.
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "WEIR_LOG")]
+    log: String,
+    /// How to log.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.schema {
+        println!("{:#}", config::schema());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = start_log(&arguments) {
+        eprintln!("weir-agent: {error:#}");
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    // Required unless the schema was asked for.
+    let file = arguments.config.clone().unwrap_or_default();
+    let config = match config::load(&file) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("weir-agent: {error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    if arguments.detach {
+        return report(datapath::detach(&config.pin_dir).context("the programs cannot be detached"));
+    }
+    let cgroup = match datapath::preflight::check(config.cgroup.as_deref(), &config.pin_dir) {
+        Ok(cgroup) => cgroup,
+        Err(missing) => {
+            eprintln!("weir-agent: {missing}");
+            return ExitCode::from(EXIT_MACHINE);
+        }
+    };
+    if arguments.check {
+        println!("{}: the configuration is right, and this machine has what it takes", file.display());
+        return ExitCode::SUCCESS;
+    }
+    report(run(file, config, cgroup))
+}
+
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&arguments.log)
+        .with_context(|| format!("--log: expected a level or a filter, not '{}'", arguments.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+fn run(file: PathBuf, config: config::ConfigFile, cgroup: PathBuf) -> anyhow::Result<()> {
+    // Keys are in this process's memory: no core dumps, no ptrace by other processes of the same user.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    raise_descriptor_limit()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(agent::run(file, config, cgroup))?;
+    runtime.shutdown_background();
+    Ok(())
+}
+
+/// Two to three descriptors a connection: take what the machine allows.
+fn raise_descriptor_limit() -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .context("raising the limit of open files")
+}

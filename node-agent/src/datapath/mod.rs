@@ -26,6 +26,7 @@ use weir_abi::{
 use weir_types::api::ProgramStatus;
 
 pub use maps::PodHandle;
+pub(crate) use maps::monotonic_ns;
 
 /// The kernel programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-datapath"));
@@ -237,11 +238,11 @@ impl Datapath {
         &self,
         handle: PodHandle,
         slot: u32,
-        socket: impl AsRawFd,
+        socket: &impl AsRawFd,
     ) -> Result<(), DatapathError> {
         self.tables()
             .listeners
-            .insert(ListenerSlot::key(handle.0, slot), socket, 0)
+            .insert(ListenerSlot::key(handle.0, slot), socket.as_raw_fd(), 0)
             .map_err(|source| DatapathError::Map {
                 name: "LISTENERS",
                 source,
@@ -257,6 +258,18 @@ impl Datapath {
         self.tables
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Takes out what an agent that is gone left: links, so that nothing is captured any more, then maps.
+///
+/// # Errors
+/// When the pins cannot be removed.
+pub fn detach(pin_dir: &Path) -> io::Result<()> {
+    let pins = pin_dir.join(format!("v{LAYOUT_VERSION}"));
+    match std::fs::remove_dir_all(pins.join("links")).and_then(|()| std::fs::remove_dir_all(&pins)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

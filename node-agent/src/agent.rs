@@ -1,0 +1,294 @@
+//! The agent as a whole: starts its parts, applies configurations, tells its state, stops.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use weir_tunnel::certs::{CertificateStore, Settings};
+use weir_types::{
+    TrafficDirection,
+    api::{ConfigStatus, PodStatus, Status},
+};
+
+use crate::{
+    api,
+    config::{ConfigFile, MtlsMode},
+    datapath::{Datapath, events},
+    enrol::Enrolment,
+    flows::FlowLog,
+    http,
+    mesh::Mesh,
+    metrics::{Metrics, direction},
+    node::Node,
+    observe, reload,
+    serve::Serve,
+};
+
+/// How often the agent renews the lease of its decisions; a fifth of it.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How often events that the kernel lost are counted.
+const LOST_INTERVAL: Duration = Duration::from_secs(1);
+/// How long open connections may take to end when the agent stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether they have.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The agent.
+pub struct Agent {
+    /// The state of the node.
+    pub node: Arc<Node>,
+    /// Pods coming and going.
+    pub enrolment: Enrolment,
+    trust_domain: String,
+    started: Timestamp,
+    ready: AtomicBool,
+    config: Mutex<ConfigStatus>,
+    ca_problem: Mutex<Option<String>>,
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(file: PathBuf, config: ConfigFile, cgroup: PathBuf) -> anyhow::Result<()> {
+    let socket = api::bind(&config.api.socket)
+        .with_context(|| format!("the API socket {} cannot be opened", config.api.socket.display()))?;
+    let port = http::bind(config.metrics.address)
+        .await
+        .with_context(|| format!("the metrics port {} cannot be opened", config.metrics.address))?;
+    let ca = reload::open_ca(&config.ca.value, &config.trust_domain).context("certificate authority")?;
+    let settings = Settings {
+        trust_domain_aliases: config.trust_domain_aliases.clone(),
+        lifetime: config.certificates.lifetime.value.0,
+        ..Settings::new(config.trust_domain.clone())
+    };
+    let certificates = CertificateStore::new(Arc::new(ca), settings);
+    let (datapath, ring) = Datapath::load(&config.pin_dir, &cgroup)?;
+    let metrics = Metrics::new();
+    let flows = FlowLog::new(&config.node, config.flows.capacity as usize, metrics.clone());
+    let generation = datapath.generation();
+    let node = Arc::new(Node::new(config.node.clone(), datapath, flows, metrics, certificates));
+    node.generation.store(generation, Ordering::Release);
+    let serve = Serve::new(node.clone());
+    let enrolment = Enrolment::new(node.clone(), serve)?;
+    let agent = Arc::new(Agent {
+        node,
+        enrolment,
+        trust_domain: config.trust_domain.to_string(),
+        started: Timestamp::now(),
+        ready: AtomicBool::new(false),
+        config: Mutex::new(ConfigStatus {
+            file: file.display().to_string(),
+            applied: Timestamp::now(),
+            generation: 0,
+            rejected: None,
+        }),
+        ca_problem: Mutex::default(),
+    });
+    let node = agent.node.clone();
+    tokio::spawn(async move {
+        if let Err(error) = events::read(ring, |event| observe::record(&node, event)).await {
+            tracing::error!(%error, "kernel events can no longer be read");
+        }
+    });
+    agent.apply(&config)?;
+    tokio::task::block_in_place(|| agent.enrolment.reap());
+    tokio::spawn(heartbeat(agent.clone()));
+    tokio::spawn(api::serve(socket, agent.clone()));
+    tokio::spawn(http::serve(port, agent.clone()));
+    agent.ready.store(true, Ordering::Release);
+    tracing::info!(node = agent.node.name, pods = agent.node.pods().len(), cgroup = %cgroup.display(), "ready");
+
+    let socket_path = config.api.socket.clone();
+    tokio::spawn(reload::watch(agent.clone(), file, config));
+    stop_signal().await?;
+    agent.drain().await;
+    let _ = std::fs::remove_file(socket_path);
+    Ok(())
+}
+
+async fn stop_signal() -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+async fn heartbeat(agent: Arc<Agent>) {
+    let mut ticks = tokio::time::interval(LOST_INTERVAL);
+    let mut lost = agent.node.datapath.lost_events();
+    let mut last = tokio::time::Instant::now();
+    loop {
+        ticks.tick().await;
+        let now = agent.node.datapath.lost_events();
+        if now > lost {
+            agent.node.flows.lose(now - lost);
+            lost = now;
+        }
+        if last.elapsed() >= HEARTBEAT {
+            last = tokio::time::Instant::now();
+            if let Err(error) = agent.node.datapath.heartbeat() {
+                tracing::error!(%error, "the lease of the kernel's verdicts cannot be renewed");
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Puts a configuration in force. Connections that it does not concern go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses it; the old one stays in force.
+    pub fn apply(&self, config: &ConfigFile) -> anyhow::Result<()> {
+        let mesh = Mesh::new(config)?;
+        let generation = self.node.generation.load(Ordering::Acquire).wrapping_add(1);
+        // First what is known, then the generation that stands for it: a verdict is written for the generation of its
+        // connection, so none can be of the new one and the old knowledge.
+        self.node.mesh.store(Arc::new(mesh));
+        self.node.datapath.set_generation(generation)?;
+        self.node.generation.store(generation, Ordering::Release);
+        tokio::task::block_in_place(|| self.enrolment.reconcile());
+        let identities = self.node.mesh.load().local().iter().map(|pod| pod.workload.identity.clone()).collect();
+        self.node.certificates.retain(&identities);
+        for identity in identities {
+            let certificates = self.node.certificates.clone();
+            // Early, so that the first connection does not wait for it. A failure shows in the status.
+            tokio::spawn(async move { certificates.certificate(&identity).await.map(drop) });
+        }
+        let mut status = self.config();
+        status.generation = generation;
+        status.applied = Timestamp::now();
+        status.rejected = None;
+        self.node.metrics.generation.set(i64::from(generation));
+        self.node.metrics.config_rejected.set(0);
+        tracing::info!(generation, "configuration applied");
+        Ok(())
+    }
+
+    /// Notes that the file's newest contents are not in force.
+    pub fn reject(&self, problem: String) {
+        self.config().rejected = Some(problem);
+        self.node.metrics.config_rejected.set(1);
+    }
+
+    /// Notes whether the CA's newest files are in force.
+    pub fn ca_problem(&self, problem: Option<String>) {
+        *self.ca_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Why the agent is not ready to take traffic, if it is not.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<&'static str> {
+        if self.node.drain.is_cancelled() {
+            Some("stopping")
+        } else if !self.ready.load(Ordering::Acquire) {
+            Some("starting")
+        } else {
+            None
+        }
+    }
+
+    /// Brings up to date what is measured only when somebody looks.
+    pub fn refresh_metrics(&self) {
+        let metrics = &self.node.metrics;
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        metrics.kernel_connections.set(count(self.node.datapath.connection_count()));
+        let certificates = self.node.certificates.status();
+        let first = certificates.iter().map(|certificate| certificate.not_after.as_second()).min();
+        metrics.certificate_expiry.set(first.unwrap_or(0));
+        metrics.certificate_problems.set(count(self.node.certificates.problems().len() as u64));
+        let tunnels = self.node.tunnels.open();
+        for side in [TrafficDirection::Egress, TrafficDirection::Ingress] {
+            let open = tunnels.iter().filter(|tunnel| tunnel.direction == side).count();
+            metrics.tunnels.with_label_values(&[direction(side)]).set(count(open as u64));
+        }
+    }
+
+    /// What `weir status` shows.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let node = &self.node;
+        let config = self.config().clone();
+        let problems = self.enrolment.problems();
+        let mesh = node.mesh.load();
+        let pods: Vec<PodStatus> = mesh
+            .local()
+            .iter()
+            .map(|local| {
+                let pod = node.pod(&local.workload.uid);
+                PodStatus {
+                    uid: local.workload.uid.clone(),
+                    namespace: local.workload.identity.namespace().to_owned(),
+                    name: local.workload.name.clone(),
+                    identity: local.workload.identity.clone(),
+                    addresses: local.workload.addresses.clone(),
+                    enrolled: pod.is_some(),
+                    mode: mode(local.mode).to_owned(),
+                    problem: problems.get(&local.workload.uid).cloned(),
+                    connections: pod.map_or(0, |pod| pod.connections.load(Ordering::Relaxed)),
+                }
+            })
+            .collect();
+        let uid = |key: weir_tunnel::PodKey| {
+            let pod = node.pod_by_handle(crate::datapath::PodHandle(key.0));
+            pod.map_or_else(|| format!("handle {}", key.0), |pod| pod.workload.uid.clone())
+        };
+        let mut errors: Vec<String> = problems.iter().map(|(uid, problem)| format!("pod {uid}: {problem}")).collect();
+        errors.extend(config.rejected.clone().map(|problem| format!("configuration rejected: {problem}")));
+        let ca = self.ca_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        errors.extend(ca.map(|problem| format!("certificate authority not reloaded: {problem}")));
+        let failing = node.certificates.problems();
+        errors.extend(failing.into_iter().map(|(identity, problem)| format!("certificate of {identity}: {problem}")));
+        Status {
+            node: node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: self.trust_domain.clone(),
+            started: self.started,
+            ready: self.not_ready().is_none(),
+            config,
+            pods,
+            programs: node.datapath.programs(),
+            certificates: node.certificates.status(),
+            roots: node.certificates.roots(),
+            tunnels: node.tunnels.status(uid),
+            flows_recorded: node.flows.recorded(),
+            flows_lost: node.flows.lost(),
+            refusals: node.metrics.refusals(),
+            kernel_connections: node.datapath.connection_count(),
+            errors,
+        }
+    }
+
+    /// Takes no new connections and waits for the open ones, a while.
+    async fn drain(&self) {
+        self.node.drain.cancel();
+        let open = || self.node.pods().iter().map(|pod| pod.connections.load(Ordering::Relaxed)).sum::<u64>();
+        tracing::info!(connections = open(), "stopping");
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        while open() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_INTERVAL).await;
+        }
+    }
+
+    fn config(&self) -> MutexGuard<'_, ConfigStatus> {
+        // Its fields stand for themselves, so a panic elsewhere does not spoil it.
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn mode(mode: MtlsMode) -> &'static str {
+    match mode {
+        MtlsMode::Permissive => "PERMISSIVE",
+        MtlsMode::Strict => "STRICT",
+    }
+}

@@ -1,0 +1,202 @@
+//! What the parts of the agent share: the state of this node.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use weir_tunnel::{PodKey, Registry, certs::CertificateStore, hbone::HandshakeLimiter};
+use weir_types::{FlowPeer, Process};
+
+use crate::{
+    config::MtlsMode,
+    datapath::{Datapath, PodHandle},
+    flows::FlowLog,
+    mesh::{LocalPod, Mesh, Workload},
+    metrics::Metrics,
+    netns::NetNs,
+};
+
+/// The state of this node.
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// What is known of workloads and services.
+    pub mesh: ArcSwap<Mesh>,
+    /// The kernel side.
+    pub datapath: Datapath,
+    /// The record of flows.
+    pub flows: FlowLog,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Certificates and trust.
+    pub certificates: CertificateStore,
+    /// Open tunnel connections.
+    pub tunnels: Registry,
+    /// Handshakes under way, for all pods of the node together.
+    pub handshakes: HandshakeLimiter,
+    /// Cancelled when the agent stops.
+    pub drain: CancellationToken,
+    /// Rises by one with each configuration applied.
+    pub generation: AtomicU32,
+    pods: RwLock<Pods>,
+}
+
+#[derive(Default)]
+struct Pods {
+    by_uid: HashMap<String, Arc<Pod>>,
+    by_handle: HashMap<PodHandle, Arc<Pod>>,
+}
+
+/// A pod that is enrolled.
+pub struct Pod {
+    /// Its number in the kernel's maps.
+    pub handle: PodHandle,
+    /// Its workload.
+    pub workload: Arc<Workload>,
+    /// Its network namespace.
+    pub netns: NetNs,
+    /// Its mode; whoever carries plaintext to it watches.
+    pub mode: watch::Sender<MtlsMode>,
+    /// Cancelled when it leaves the mesh: its connections end.
+    pub left: CancellationToken,
+    /// Connections open through the agent.
+    pub connections: AtomicU64,
+    /// Verdicts cached in the kernel: under which generation, and how many.
+    pub verdicts: (AtomicU32, AtomicU32),
+}
+
+/// Counts a connection of a pod until it is dropped.
+pub struct ConnectionCount(Arc<Pod>);
+
+// === impl Node ===
+
+impl Node {
+    /// A node without pods.
+    #[must_use]
+    pub fn new(
+        name: String,
+        datapath: Datapath,
+        flows: FlowLog,
+        metrics: Metrics,
+        certificates: CertificateStore,
+    ) -> Self {
+        Self {
+            name,
+            mesh: ArcSwap::default(),
+            datapath,
+            flows,
+            metrics,
+            certificates,
+            tunnels: Registry::default(),
+            handshakes: HandshakeLimiter::default(),
+            drain: CancellationToken::new(),
+            generation: AtomicU32::new(0),
+            pods: RwLock::default(),
+        }
+    }
+
+    /// The enrolled pod with this uid.
+    #[must_use]
+    pub fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.read().by_uid.get(uid).cloned()
+    }
+
+    /// The enrolled pod with this handle.
+    #[must_use]
+    pub fn pod_by_handle(&self, handle: PodHandle) -> Option<Arc<Pod>> {
+        self.read().by_handle.get(&handle).cloned()
+    }
+
+    /// All enrolled pods.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.read().by_uid.values().cloned().collect()
+    }
+
+    /// Adds an enrolled pod.
+    pub fn insert(&self, pod: Arc<Pod>) {
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        pods.by_handle.insert(pod.handle, pod.clone());
+        pods.by_uid.insert(pod.workload.uid.clone(), pod);
+        self.metrics.pods.set(i64::try_from(pods.by_uid.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Takes a pod out.
+    pub fn remove(&self, uid: &str) -> Option<Arc<Pod>> {
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        let pod = pods.by_uid.remove(uid)?;
+        pods.by_handle.remove(&pod.handle);
+        self.metrics.pods.set(i64::try_from(pods.by_uid.len()).unwrap_or(i64::MAX));
+        Some(pod)
+    }
+
+    /// A client's end of a flow, with an identity if one was verified.
+    #[must_use]
+    pub fn peer(&self, address: SocketAddr, identity: Option<weir_types::Identity>) -> FlowPeer {
+        FlowPeer { identity, ..self.mesh.load().peer(address) }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Pods> {
+        // Every write leaves both maps whole, so a panic elsewhere does not spoil them.
+        self.pods.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// A pod about to be enrolled.
+    #[must_use]
+    pub fn new(handle: PodHandle, local: &LocalPod, netns: NetNs) -> Self {
+        Self {
+            handle,
+            workload: local.workload.clone(),
+            netns,
+            mode: watch::Sender::new(local.mode),
+            left: CancellationToken::new(),
+            connections: AtomicU64::new(0),
+            verdicts: (AtomicU32::new(0), AtomicU32::new(0)),
+        }
+    }
+
+    /// Its number, for the tunnel.
+    #[must_use]
+    pub fn key(&self) -> PodKey {
+        PodKey(self.handle.0)
+    }
+
+    /// Whether an address is one of its own.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.workload.addresses.contains(&address.to_canonical())
+    }
+
+    /// Counts a connection until what it gives is dropped.
+    #[must_use]
+    pub fn count(self: &Arc<Self>) -> ConnectionCount {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        ConnectionCount(self.clone())
+    }
+}
+
+impl Drop for ConnectionCount {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The process behind a connection, from what the kernel program noted.
+#[must_use]
+pub fn process(pid: u32, comm: &[u8; 16]) -> Option<Process> {
+    let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    let name = String::from_utf8_lossy(&comm[..end]).into_owned();
+    (pid != 0).then_some(Process { pid, name })
+}

@@ -1,0 +1,141 @@
+//! Applies a changed configuration or CA without a restart.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use weir_tunnel::ca::{CaError, CertificateAuthority};
+use weir_types::TrustDomain;
+
+use crate::{
+    agent::Agent,
+    config::{self, CaConfig, ConfigFile},
+};
+
+/// How often files are looked at. Polled, since Kubernetes replaces mounted files by switching a link.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a file looked like: enough to see that it was replaced or written.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    length: u64,
+    inode: u64,
+}
+
+/// Files, and what they looked like.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
+
+impl Stamps {
+    fn of(files: &[PathBuf]) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        let stamp = |file: &PathBuf| {
+            let meta = std::fs::metadata(file).ok()?;
+            Some(Stamp { modified: meta.modified().ok(), length: meta.len(), inode: meta.ino() })
+        };
+        Self(files.iter().map(|file| (file.clone(), stamp(file))).collect())
+    }
+}
+
+/// Watches the configuration file and the CA's files, for ever.
+pub async fn watch(agent: Arc<Agent>, file: PathBuf, mut applied: ConfigFile) {
+    let configuration = [file.clone()];
+    let mut seen = Stamps::of(&configuration);
+    let mut seen_ca = Stamps::of(&ca_files(&applied.ca.value));
+    let mut ticks = tokio::time::interval(INTERVAL);
+    loop {
+        ticks.tick().await;
+        let now = Stamps::of(&configuration);
+        if now != seen {
+            seen = now;
+            tokio::task::block_in_place(|| reload(&agent, &file, &mut applied));
+        }
+        let now = Stamps::of(&ca_files(&applied.ca.value));
+        if now != seen_ca {
+            seen_ca = now;
+            tokio::task::block_in_place(|| reload_ca(&agent, &applied));
+        }
+        tokio::task::block_in_place(|| agent.enrolment.reconcile());
+    }
+}
+
+fn reload(agent: &Agent, file: &Path, applied: &mut ConfigFile) {
+    let result = config::load(file).map_err(|error| error.to_string()).and_then(|config| {
+        if let Some(field) = fixed_field(applied, &config) {
+            return Err(format!("{}: {field}: can be changed by a restart only", file.display()));
+        }
+        agent.apply(&config).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(config)
+    });
+    match result {
+        Ok(config) => {
+            let ca_changed = config.ca.value != applied.ca.value;
+            *applied = config;
+            if ca_changed {
+                reload_ca(agent, applied);
+            }
+        }
+        Err(problem) => {
+            tracing::error!("configuration rejected, the old one stays in force: {problem}");
+            agent.reject(problem);
+        }
+    }
+}
+
+fn reload_ca(agent: &Agent, config: &ConfigFile) {
+    match open_ca(&config.ca.value, &config.trust_domain) {
+        Ok(ca) => {
+            tracing::info!("certificate authority reloaded");
+            agent.node.certificates.replace_issuer(Arc::new(ca));
+            agent.ca_problem(None);
+        }
+        Err(error) => {
+            tracing::error!(%error, "certificate authority not reloaded, the old one stays in force");
+            agent.ca_problem(Some(error.to_string()));
+        }
+    }
+}
+
+/// Opens the CA that a configuration names.
+///
+/// # Errors
+/// When its files are missing, malformed or readable by others.
+pub fn open_ca(config: &CaConfig, trust_domain: &TrustDomain) -> Result<CertificateAuthority, CaError> {
+    match (&config.dir, &config.certificate, &config.key) {
+        (Some(dir), ..) => {
+            let ca = CertificateAuthority::open_or_create_dir(dir, trust_domain)?;
+            if config.roots.is_empty() {
+                return Ok(ca);
+            }
+            CertificateAuthority::from_files(&dir.join("ca.crt"), &dir.join("ca.key"), &config.roots)
+        }
+        (None, Some(certificate), Some(key)) => CertificateAuthority::from_files(certificate, key, &config.roots),
+        // Excluded by the check of the file.
+        _ => CertificateAuthority::from_files(Path::new(""), Path::new(""), &[]),
+    }
+}
+
+fn ca_files(config: &CaConfig) -> Vec<PathBuf> {
+    let dir = config.dir.iter().flat_map(|dir| [dir.join("ca.crt"), dir.join("ca.key")]);
+    dir.chain(config.certificate.clone()).chain(config.key.clone()).chain(config.roots.clone()).collect()
+}
+
+/// The first field that differs among those that hold for the agent's life.
+fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
+    let fields = [
+        ("node", old.node != new.node),
+        ("trustDomain", old.trust_domain != new.trust_domain),
+        ("trustDomainAliases", old.trust_domain_aliases != new.trust_domain_aliases),
+        ("certificates", old.certificates.lifetime.value != new.certificates.lifetime.value),
+        ("cgroup", old.cgroup != new.cgroup),
+        ("pinDir", old.pin_dir != new.pin_dir),
+        ("api", old.api != new.api),
+        ("metrics", old.metrics != new.metrics),
+        ("flows", old.flows != new.flows),
+    ];
+    fields.into_iter().find_map(|(name, differs)| differs.then_some(name))
+}
