@@ -7,7 +7,7 @@ mod plain;
 mod queue;
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
     sync::atomic::{AtomicU64, Ordering},

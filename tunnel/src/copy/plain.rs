@@ -1,7 +1,7 @@
 //! Copies between two sockets without a tunnel: pass-through, and plaintext to a PERMISSIVE workload.
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
     sync::atomic::{AtomicU64, Ordering},

@@ -1,0 +1,279 @@
+//! What applications at both ends see: half-closes, resets, slow readers.
+
+mod support;
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use support::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use weir_types::Reason;
+
+#[tokio::test]
+async fn a_client_that_shuts_down_its_write_side_gets_the_whole_answer() {
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut path = path(&pool, &server, &listener).await;
+    let answer: Vec<u8> = (0..3_000_000_u32).map(|i| (i * 7) as u8).collect();
+
+    path.client.write_all(b"question").await.unwrap();
+    path.client.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    within(path.server.read_to_end(&mut question)).await.unwrap();
+    assert_eq!(question, b"question");
+
+    let expected = answer.clone();
+    let writer = tokio::spawn(async move {
+        path.server.write_all(&answer).await.unwrap();
+        path.server.shutdown().await.unwrap();
+        path.server
+    });
+    let mut received = Vec::new();
+    within(path.client.read_to_end(&mut received)).await.unwrap();
+    assert!(
+        received == expected,
+        "{} bytes of {}",
+        received.len(),
+        expected.len()
+    );
+    writer.await.unwrap();
+    assert_eq!(within(path.copy).await.unwrap().ended, Reason::None);
+    assert_eq!(server.closed().await, Reason::None);
+    assert_eq!(path.counters.sent.load(Ordering::Relaxed), 8);
+    assert_eq!(path.counters.received.load(Ordering::Relaxed), 3_000_000);
+}
+
+#[tokio::test]
+async fn a_server_that_shuts_down_its_write_side_gets_the_rest_of_the_request() {
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut path = path(&pool, &server, &listener).await;
+
+    path.server.write_all(b"greeting").await.unwrap();
+    path.server.shutdown().await.unwrap();
+    let mut greeting = Vec::new();
+    within(path.client.read_to_end(&mut greeting)).await.unwrap();
+    assert_eq!(greeting, b"greeting");
+
+    path.client.write_all(b"the rest").await.unwrap();
+    path.client.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    within(path.server.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest, b"the rest");
+    assert_eq!(within(path.copy).await.unwrap().ended, Reason::None);
+    assert_eq!(server.closed().await, Reason::None);
+}
+
+#[tokio::test]
+async fn a_reset_of_the_client_is_a_reset_of_the_server() {
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut path = path(&pool, &server, &listener).await;
+    path.client.write_all(b"x").await.unwrap();
+    path.server.read_u8().await.unwrap();
+    path.client.set_zero_linger().unwrap();
+    drop(path.client);
+    let error = within(path.server.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(within(path.copy).await.unwrap().ended, Reason::ApplicationReset);
+    assert_eq!(server.closed().await, Reason::TunnelReset);
+}
+
+#[tokio::test]
+async fn a_reset_of_the_server_is_a_reset_of_the_client() {
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut path = path(&pool, &server, &listener).await;
+    path.server.set_zero_linger().unwrap();
+    drop(path.server);
+    let error = within(path.client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(within(path.copy).await.unwrap().ended, Reason::TunnelReset);
+    assert_eq!(server.closed().await, Reason::ApplicationReset);
+}
+
+#[tokio::test]
+async fn a_reset_is_noticed_while_the_tunnel_is_full() {
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut path = path(&pool, &server, &listener).await;
+    // The server's application reads nothing: written until nothing more fits anywhere.
+    fill(&mut path.client).await;
+    path.client.set_zero_linger().unwrap();
+    drop(path.client);
+    assert_eq!(within(path.copy).await.unwrap().ended, Reason::ApplicationReset);
+    assert_eq!(server.closed().await, Reason::TunnelReset);
+    let mut rest = Vec::new();
+    let error = within(path.server.read_to_end(&mut rest)).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_reset_is_noticed_after_a_half_close() {
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut path = path(&pool, &server, &listener).await;
+    path.client.shutdown().await.unwrap();
+    assert_eq!(within(path.server.read(&mut [0; 8])).await.unwrap(), 0);
+    path.server.set_zero_linger().unwrap();
+    drop(path.server);
+    let error = within(path.client.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(within(path.copy).await.unwrap().ended, Reason::TunnelReset);
+    assert_eq!(server.closed().await, Reason::ApplicationReset);
+}
+
+#[tokio::test]
+async fn a_dropped_copy_resets_both_ends() {
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut path = path(&pool, &server, &listener).await;
+    path.client.write_all(b"x").await.unwrap();
+    path.server.read_u8().await.unwrap();
+    path.copy.abort();
+    for end in [&mut path.client, &mut path.server] {
+        let error = within(end.read_u8()).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    assert_eq!(server.closed().await, Reason::TunnelReset);
+}
+
+#[tokio::test]
+async fn a_stopped_connection_is_reset_at_both_ends() {
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut path = path(&pool, &server, &listener).await;
+    server.handler.stop.cancel();
+    for end in [&mut path.client, &mut path.server] {
+        let error = within(end.read_u8()).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    assert_eq!(server.closed().await, Reason::PolicyChanged);
+    assert_eq!(within(path.copy).await.unwrap().ended, Reason::TunnelReset);
+}
+
+#[tokio::test]
+async fn streams_whose_applications_do_not_read_leave_their_neighbours_alone() {
+    let store = store(authority());
+    let server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut stalled = Vec::new();
+    for index in 0..24 {
+        let mut path = path(&pool, &server, &listener).await;
+        // Both directions, so that both ends hold unread data.
+        fill(if index % 2 == 0 {
+            &mut path.client
+        } else {
+            &mut path.server
+        })
+        .await;
+        stalled.push(path);
+    }
+    let mut neighbour = path(&pool, &server, &listener).await;
+    assert_eq!(
+        server.connections.load(Ordering::Relaxed),
+        1,
+        "all share one connection"
+    );
+    let data = vec![7; 8 << 20];
+    let expected = data.len();
+    let (mut read, mut write) = neighbour.client.split();
+    let (mut far_read, mut far_write) = neighbour.server.split();
+    let send = async {
+        write.write_all(&data).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let echo = async {
+        tokio::io::copy(&mut far_read, &mut far_write).await.unwrap();
+        far_write.shutdown().await.unwrap();
+    };
+    let receive = async {
+        let mut received = Vec::new();
+        read.read_to_end(&mut received).await.unwrap();
+        received.len()
+    };
+    let ((), (), received) = within(async { tokio::join!(send, echo, receive) }).await;
+    assert_eq!(received, expected);
+
+    // And those that were stalled lose nothing when they are read again.
+    let Some(mut path) = stalled.pop() else {
+        unreachable!("24 of them")
+    };
+    let sent = path.server.local_addr().is_ok();
+    assert!(sent);
+    path.server.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    within(path.client.read_to_end(&mut rest)).await.unwrap();
+    assert!(rest.len() > 1 << 20, "{}", rest.len());
+    assert!(
+        rest.iter()
+            .enumerate()
+            .all(|(index, byte)| *byte == (index % 251) as u8)
+    );
+}
+
+#[tokio::test]
+async fn a_slow_reader_of_small_messages_does_not_cost_its_neighbours_the_connection() {
+    let store = store(authority());
+    let server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let pool = pool(&store);
+    let mut slow = path(&pool, &server, &listener).await;
+    let mut neighbour = path(&pool, &server, &listener).await;
+    // Fill the server application's socket, so that single bytes stay in the tunnel as frames of their own.
+    fill(&mut slow.client).await;
+    let (mut send, driver) = raw_h2(&store, server.address).await;
+    let uri = listener.local_addr().unwrap().to_string();
+    let request = http::Request::builder()
+        .method("CONNECT")
+        .uri(uri)
+        .body(())
+        .unwrap();
+    let (answer, mut stream) = send.send_request(request, false).unwrap();
+    let (answer, accepted) = tokio::join!(answer, listener.accept());
+    assert_eq!(answer.unwrap().status(), 200);
+    let _unread = accepted.unwrap();
+    // 200,000 frames of one byte would spend h2's budget six times over.
+    for index in 0..200_000_u32 {
+        stream.send_data(vec![index as u8].into(), false).unwrap();
+        if index % 1000 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    eventually("all frames are taken", || {
+        let counters = server.handler.counters.lock().unwrap();
+        counters[2].received.load(Ordering::Relaxed) == 200_000
+    })
+    .await;
+    assert!(!driver.is_finished(), "the connection goes on");
+    neighbour.client.write_all(b"x").await.unwrap();
+    assert_eq!(within(neighbour.server.read_u8()).await.unwrap(), b'x');
+}
+
+/// Writes until nothing was taken for a while: all buffers on the way are full.
+async fn fill(socket: &mut tokio::net::TcpStream) -> usize {
+    let mut total = 0_usize;
+    loop {
+        let data: Vec<u8> = (total..total + 65536).map(|index| (index % 251) as u8).collect();
+        match tokio::time::timeout(Duration::from_millis(100), socket.write(&data)).await {
+            Ok(written) => total += written.unwrap(),
+            Err(_) => return total,
+        }
+    }
+}
