@@ -1,8 +1,10 @@
 //! Request and response of 64 bytes: latency, connections a second, many held connections.
 
 use std::{
+    collections::HashMap,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    os::fd::AsRawFd,
     sync::{Arc, Barrier},
     thread,
     time::{Duration, Instant},
@@ -11,12 +13,15 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use hdrhistogram::Histogram;
+use rustix::{buffer::spare_capacity, event::epoll, io::retry_on_intr};
 use serde_json::json;
 
 use crate::net::{self, Listen};
 
 /// Size of a request and of a response.
 const MESSAGE: usize = 64;
+/// Events taken from the kernel at once.
+const EVENTS: usize = 256;
 /// Longest latency that is told apart: a minute, in nanoseconds.
 const MAX_LATENCY: u64 = 60_000_000_000;
 
@@ -63,15 +68,44 @@ pub(crate) struct HoldClient {
 }
 
 impl Server {
+    /// One thread for all connections: starting threads would cost as much as the connections that are measured.
     pub(crate) fn run(self) -> Result<()> {
-        self.listen.serve(|mut stream, _| {
-            stream.set_nodelay(true)?;
-            let mut message = [0; MESSAGE];
-            while stream.read_exact(&mut message).is_ok() {
-                stream.write_all(&message)?;
+        let listener = self.listen.announce()?;
+        listener.set_nonblocking(true)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let key = |fd: &dyn AsRawFd| epoll::EventData::new_u64(u64::from(fd.as_raw_fd().unsigned_abs()));
+        epoll::add(&epoll, &listener, key(&listener), epoll::EventFlags::IN)?;
+        let mut streams = HashMap::new();
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            events.clear();
+            retry_on_intr(|| epoll::wait(&epoll, spare_capacity(&mut events), None))?;
+            for event in &events {
+                let data = event.data;
+                if data == key(&listener) {
+                    while let Ok((stream, _)) = listener.accept() {
+                        stream.set_nonblocking(true)?;
+                        stream.set_nodelay(true)?;
+                        epoll::add(&epoll, &stream, key(&stream), epoll::EventFlags::IN)?;
+                        streams.insert(key(&stream).u64(), stream);
+                    }
+                } else if !streams.get_mut(&data.u64()).is_some_and(answer) {
+                    // Closing takes it out of the epoll set.
+                    streams.remove(&data.u64());
+                }
             }
-            Ok(())
-        })
+        }
+    }
+}
+
+/// Sends back what has come; whether the connection goes on.
+fn answer(stream: &mut TcpStream) -> bool {
+    let mut buffer = [0; 64 * MESSAGE];
+    match stream.read(&mut buffer) {
+        Ok(0) => false,
+        // A client has one message under way: it always fits into the socket's buffer.
+        Ok(count) => stream.write_all(&buffer[..count]).is_ok(),
+        Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
     }
 }
 

@@ -37,8 +37,7 @@ impl Listen {
         &self,
         serve: impl Fn(TcpStream, SocketAddr) -> Result<()> + Clone + Send + 'static,
     ) -> Result<()> {
-        let listener = self.listen()?;
-        print(&serde_json::json!({ "listening": listener.local_addr()? }));
+        let listener = self.announce()?;
         loop {
             let (stream, peer) = match listener.accept() {
                 Ok(accepted) => accepted,
@@ -57,6 +56,13 @@ impl Listen {
                 }
             })?;
         }
+    }
+
+    /// Listens, and says so.
+    pub(crate) fn announce(&self) -> Result<TcpListener> {
+        let listener = self.listen()?;
+        print(&serde_json::json!({ "listening": listener.local_addr()? }));
+        Ok(listener)
     }
 
     fn listen(&self) -> Result<TcpListener> {
