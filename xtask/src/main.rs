@@ -5,7 +5,11 @@ mod setup;
 mod steps;
 mod test;
 
-use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -56,7 +60,18 @@ enum Task {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    // Not returned from here: with RUST_BACKTRACE set the message would drown in a backtrace.
+    match run_task() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_task() -> Result<()> {
     match Arguments::parse().task {
         Task::Setup => setup::for_building(),
         Task::Build { release } => build(release),

@@ -43,7 +43,15 @@ enum Task {
     Sweep,
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
+    // Not returned from here: with RUST_BACKTRACE set the message would drown in a backtrace.
+    run_task().unwrap_or_else(|error| {
+        eprintln!("weir-lab: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_task() -> Result<ExitCode> {
     match Arguments::parse().command {
         Task::Demo(demo) => demo.run(),
         Task::Bench(bench) => bench.run(),
