@@ -1,1 +1,110 @@
-#![allow(missing_docs)]
+//! What the end-to-end tests share: a mesh of two nodes with agents, and questions about what was recorded.
+
+use std::net::SocketAddr;
+
+use weir_lab::{Agent, Finished, Lab, Pod, PodSpec, Process, Spawn as _, config::AgentConfig};
+use weir_types::{Flow, FlowEvent, TrafficDirection};
+
+/// Two nodes; `a` and `b` on the first, `c` and `d` on the second; an agent on each node.
+///
+/// All in namespace `shop`, each under a service account of its own name.
+#[derive(Debug)]
+pub struct Mesh {
+    /// On node 1.
+    pub a: Pod,
+    /// On node 1.
+    pub b: Pod,
+    /// On node 2.
+    pub c: Pod,
+    /// On node 2.
+    pub d: Pod,
+    /// The agents, dropped before the lab.
+    pub agents: Vec<Agent>,
+    /// The lab.
+    pub lab: Lab,
+}
+
+impl Mesh {
+    /// With the lab's usual configuration.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self::with(name, |_| {})
+    }
+
+    /// With a changed configuration on both nodes.
+    ///
+    /// # Panics
+    /// When it cannot be made; the message says why.
+    #[must_use]
+    pub fn with(name: &str, change: impl FnMut(&mut AgentConfig)) -> Self {
+        let lab = Lab::builder(name).outside().build().expect("a lab");
+        let pod = |node: &str, name: &str| lab.add_pod(PodSpec::new(node, "shop", name)).expect("a pod");
+        let (a, b, c, d) = (
+            pod("node1", "a"),
+            pod("node1", "b"),
+            pod("node2", "c"),
+            pod("node2", "d"),
+        );
+        let agents = lab.start_agents_with(change).expect("agents");
+        Self {
+            a,
+            b,
+            c,
+            d,
+            agents,
+            lab,
+        }
+    }
+
+    /// The agent of a pod's node.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn agent(&self, pod: &Pod) -> &Agent {
+        self.agents
+            .iter()
+            .find(|agent| agent.node() == pod.spec().node)
+            .expect("an agent on the pod's node")
+    }
+
+    /// Waits for a pod's record of a connection with this event and destination port.
+    ///
+    /// # Panics
+    /// When it does not come.
+    #[must_use]
+    pub fn flow(&self, pod: &Pod, direction: TrafficDirection, event: FlowEvent, port: u16) -> Flow {
+        let what = format!("{direction:?} {event:?} of {} to port {port}", pod.uid());
+        let wanted = |flow: &Flow| {
+            let end = match direction {
+                TrafficDirection::Egress => &flow.source,
+                TrafficDirection::Ingress => &flow.destination,
+            };
+            flow.direction == direction
+                && flow.event == event
+                && end.pod.as_deref() == Some(&pod.spec().name)
+                && flow.destination.address.port() == port
+        };
+        self.agent(pod).wait_flow(&what, wanted).expect("a flow")
+    }
+}
+
+/// Starts a test program in a pod and waits until it listens.
+///
+/// # Panics
+/// When it does not.
+#[must_use]
+pub fn serve<const N: usize>(pod: &Pod, arguments: [&str; N]) -> (Process, SocketAddr) {
+    let server = pod.testapp(arguments).expect("a server");
+    let address = server.wait_listening().expect("a listening server");
+    (server, address)
+}
+
+/// Runs a test program in a pod to its end, whatever that is.
+///
+/// # Panics
+/// When it cannot be started, or does not end.
+#[must_use]
+pub fn run<const N: usize>(pod: &Pod, arguments: [&str; N]) -> Finished {
+    pod.run_testapp(arguments).expect("a test program")
+}

@@ -1,0 +1,232 @@
+//! `weir status`.
+
+use std::io::{self, Write as _};
+
+use clap::{Args, ValueEnum};
+use comfy_table::{Table, presets};
+use jiff::Timestamp;
+use weir_types::{
+    TrafficDirection,
+    api::{Request, Response, Status as State},
+};
+
+use crate::{
+    client::Agent,
+    style::{BAD, BOLD, GOOD, WARN, duration, paint},
+};
+
+/// Shows the agent's state.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  weir status\n  weir status -o json | jq .certificates")]
+pub(crate) struct Status {
+    /// How to print.
+    #[arg(long, short, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// Tables, for people.
+    Text,
+    /// JSON.
+    Json,
+}
+
+impl Status {
+    pub(crate) fn run(self, agent: &Agent) -> anyhow::Result<()> {
+        agent.ask(&Request::Status, |response| {
+            if let Response::Status(state) = response {
+                let mut out = anstream::stdout();
+                match self.output {
+                    Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&state)?)?,
+                    Output::Text => print(&mut out, &state)?,
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn print(out: &mut impl io::Write, state: &State) -> io::Result<()> {
+    let ready = if state.ready {
+        paint(GOOD, "ready")
+    } else {
+        paint(BAD, "not ready")
+    };
+    writeln!(
+        out,
+        "{} {}  weir {}, trust domain {}",
+        paint(BOLD, &state.node),
+        ready,
+        state.version,
+        state.trust_domain
+    )?;
+    let config = &state.config;
+    writeln!(
+        out,
+        "configuration {} (generation {}), applied {}",
+        config.file,
+        config.generation,
+        ago(config.applied)
+    )?;
+    writeln!(
+        out,
+        "flows {} recorded, {}; {} connections in the kernel's table; up {}",
+        state.flows_recorded,
+        if state.flows_lost == 0 {
+            "none lost".to_owned()
+        } else {
+            paint(WARN, format_args!("{} lost", state.flows_lost))
+        },
+        state.kernel_connections,
+        age(state.started),
+    )?;
+    section(
+        out,
+        "Pods",
+        &["POD", "IDENTITY", "ADDRESSES", "MODE", "ENROLLED", "CONNECTIONS"],
+        state.pods.iter().map(|pod| {
+            vec![
+                format!("{}/{}", pod.namespace, pod.name),
+                pod.identity.to_string(),
+                pod.addresses
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" "),
+                pod.mode.clone(),
+                if pod.enrolled {
+                    "yes".to_owned()
+                } else {
+                    "NO".to_owned()
+                },
+                pod.connections.to_string(),
+            ]
+        }),
+    )?;
+    section(
+        out,
+        "Programs",
+        &["PROGRAM", "ATTACHED TO", "LINK", "ID"],
+        state.programs.iter().map(|program| {
+            vec![
+                program.name.clone(),
+                program.attached_to.clone(),
+                program.link_id.to_string(),
+                program.program_id.to_string(),
+            ]
+        }),
+    )?;
+    section(
+        out,
+        "Certificates",
+        &["IDENTITY", "SERIAL", "EXPIRES", "RENEWAL"],
+        state.certificates.iter().map(|certificate| {
+            vec![
+                certificate.identity.to_string(),
+                certificate.serial.clone(),
+                until(certificate.not_after),
+                certificate
+                    .problem
+                    .clone()
+                    .unwrap_or_else(|| until(certificate.renew_at)),
+            ]
+        }),
+    )?;
+    section(
+        out,
+        "Trusted roots",
+        &["SUBJECT", "SHA-256", "EXPIRES"],
+        state.roots.iter().map(|root| {
+            let fingerprint: String = root.fingerprint.chars().take(16).collect();
+            vec![
+                root.subject.clone(),
+                format!("{fingerprint}..."),
+                until(root.not_after),
+            ]
+        }),
+    )?;
+    section(
+        out,
+        "Tunnels",
+        &["POD", "", "PEER", "ADDRESS", "STREAMS", "AGE"],
+        state.tunnels.iter().map(|tunnel| {
+            let arrow = match tunnel.direction {
+                TrafficDirection::Egress => "->",
+                TrafficDirection::Ingress => "<-",
+            };
+            vec![
+                tunnel.pod.clone(),
+                arrow.to_owned(),
+                tunnel.peer.to_string(),
+                tunnel.address.to_string(),
+                tunnel.streams.to_string(),
+                age(tunnel.since),
+            ]
+        }),
+    )?;
+    section(
+        out,
+        "Refused and failed",
+        &["REASON", "COUNT", ""],
+        state.refusals.iter().map(|(reason, count)| {
+            vec![
+                reason.to_string(),
+                count.to_string(),
+                reason.explanation().to_owned(),
+            ]
+        }),
+    )?;
+    if state.errors.is_empty() {
+        return writeln!(out, "\n{}", paint(GOOD, "No errors."));
+    }
+    writeln!(out, "\n{}", paint(BAD, "Errors"))?;
+    state
+        .errors
+        .iter()
+        .try_for_each(|error| writeln!(out, "  {error}"))
+}
+
+fn section(
+    out: &mut impl io::Write,
+    title: &str,
+    header: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+) -> io::Result<()> {
+    let mut table = table(header);
+    table.add_rows(rows);
+    if table.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{}\n{}", paint(BOLD, title), table.trim_fmt())
+}
+
+/// A table without lines.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_header(header.iter().copied());
+    table
+}
+
+fn age(since: Timestamp) -> String {
+    let us = Timestamp::now().as_microsecond() - since.as_microsecond();
+    duration(u64::try_from(us).unwrap_or(0))
+}
+
+fn ago(since: Timestamp) -> String {
+    format!("{} ago", age(since))
+}
+
+fn until(time: Timestamp) -> String {
+    let seconds = time.as_second() - Timestamp::now().as_second();
+    match seconds {
+        ..=0 => "PAST".to_owned(),
+        1..120 => format!("in {seconds}s"),
+        120..7200 => format!("in {}m", seconds / 60),
+        7200..172_800 => format!("in {}h", seconds / 3600),
+        _ => format!("in {}d", seconds / 86_400),
+    }
+}
