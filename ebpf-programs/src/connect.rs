@@ -3,7 +3,8 @@
 use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie,
+        bpf_set_retval,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
@@ -71,7 +72,9 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     // SAFETY: the helper takes the context (kernel 5.12).
     let netns = unsafe { bpf_get_netns_cookie(sa.cast()) };
     // SAFETY: pods are removed only with their namespace; the value is copied at once.
-    let Some(pod) = (unsafe { PODS.get(netns) }).copied() else { return PASS };
+    let Some(pod) = (unsafe { PODS.get(netns) }).copied() else {
+        return PASS;
+    };
     // SAFETY: as above.
     let state = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
     if state.is_null() {
@@ -150,7 +153,10 @@ fn deny(pod: &Pod, dst: &Endpoint, reason: u32) -> i32 {
     let own = decide::own_address(pod, dst.is_v4());
     report(&Event {
         time_ns: now_ns(),
-        key: FlowKey { src: Endpoint::v6(own, 0), dst: *dst },
+        key: FlowKey {
+            src: Endpoint::v6(own, 0),
+            dst: *dst,
+        },
         kind: EventKind::CONNECT_DENIED,
         pod: pod.handle,
         reason,

@@ -87,7 +87,10 @@ fn original(ctx: &SockAddrContext, local: Endpoint, peer: Endpoint) -> Option<En
             return None;
         }
     }
-    let key = FlowKey { src: local, dst: peer };
+    let key = FlowKey {
+        src: local,
+        dst: peer,
+    };
     // SAFETY: the value is copied before the program ends.
     if let Some(conn) = unsafe { CONNECTIONS.get(key) }
         && conn.kind == ConnKind::REDIRECT

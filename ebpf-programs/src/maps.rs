@@ -90,7 +90,15 @@ pub(crate) fn now_ns() -> u64 {
 #[inline(always)]
 pub(crate) fn socket_state(sk: *mut aya_ebpf::bindings::bpf_sock) -> *mut SockState {
     // SAFETY: the map is an sk_storage map of SockState, and the verifier knows `sk` to be a checked socket.
-    unsafe { bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).cast() }
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const SOCKETS).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            0,
+        )
+        .cast()
+    }
 }
 
 /// Reports an event, or counts that it was lost.
@@ -119,9 +127,13 @@ pub(crate) fn first_denial(key: &FlowKey, now_ns: u64) -> bool {
 /// Enters a connection into the table, within its pod's budget.
 #[inline(always)]
 pub(crate) fn register(key: &FlowKey, conn: &Conn) -> bool {
-    let Some(budget) = BUDGETS.get_ptr_mut(conn.pod) else { return false };
+    let Some(budget) = BUDGETS.get_ptr_mut(conn.pod) else {
+        return false;
+    };
     // SAFETY: a valid pointer into the map; volatile, since other processors count there too.
-    let full = unsafe { (&raw const (*budget).used).read_volatile() >= (&raw const (*budget).limit).read_volatile() };
+    let full = unsafe {
+        (&raw const (*budget).used).read_volatile() >= (&raw const (*budget).limit).read_volatile()
+    };
     if full {
         return false;
     }

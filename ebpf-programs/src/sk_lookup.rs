@@ -16,7 +16,11 @@ use crate::{
 /// A constant, because this hook can read no namespace cookie (as of kernel 6.18) and an address proves nothing: a pod
 /// with NET_ADMIN can give itself another pod's.
 #[unsafe(no_mangle)]
-static OWN_POD: Pod = Pod { handle: 0, v4: 0, v6: [0; 4] };
+static OWN_POD: Pod = Pod {
+    handle: 0,
+    v4: 0,
+    v6: [0; 4],
+};
 
 /// Go on: to the assigned socket, else to whichever listens.
 const SK_PASS: u32 = 1;
@@ -50,12 +54,22 @@ fn weir_sk_lookup(ctx: SkLookupContext) -> u32 {
     let local_port = field!((*lookup).local_port);
     let remote_port = u32::from(u16::from_be(field!((*lookup).remote_port)));
     let (src, dst) = if v4 {
-        (Endpoint::v4(remote4, remote_port), Endpoint::v4(local4, local_port))
+        (
+            Endpoint::v4(remote4, remote_port),
+            Endpoint::v4(local4, local_port),
+        )
     } else {
-        (Endpoint::v6(remote6, remote_port), Endpoint::v6(local6, local_port))
+        (
+            Endpoint::v6(remote6, remote_port),
+            Endpoint::v6(local6, local_port),
+        )
     };
     let key = FlowKey { src, dst };
-    let syn = Syn { src, dst, ifindex: field!((*lookup).ingress_ifindex) };
+    let syn = Syn {
+        src,
+        dst,
+        ifindex: field!((*lookup).ingress_ifindex),
+    };
     // SAFETY: the values are copied at once.
     let registered = unsafe { CONNECTIONS.get(key) }.copied();
     // SAFETY: as above. No state means that the agent is not done with this pod: refuse.

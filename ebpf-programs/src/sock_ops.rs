@@ -74,9 +74,15 @@ fn key_of(ops: *mut bpf_sock_ops) -> FlowKey {
     let local_port = field!((*ops).local_port);
     let remote_port = u32::from_be(field!((*ops).remote_port));
     if field!((*ops).family) == AF_INET {
-        FlowKey { src: Endpoint::v4(local4, local_port), dst: Endpoint::v4(remote4, remote_port) }
+        FlowKey {
+            src: Endpoint::v4(local4, local_port),
+            dst: Endpoint::v4(remote4, remote_port),
+        }
     } else {
-        FlowKey { src: Endpoint::v6(local6, local_port), dst: Endpoint::v6(remote6, remote_port) }
+        FlowKey {
+            src: Endpoint::v6(local6, local_port),
+            dst: Endpoint::v6(remote6, remote_port),
+        }
     }
 }
 
@@ -90,7 +96,10 @@ fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
         } else {
             let now = now_ns();
             if first_denial(&state.key, now) {
-                report(&Event { reason: Reason::TableFull as u32, ..event(state, EventKind::CONNECT_DENIED, now) });
+                report(&Event {
+                    reason: Reason::TableFull as u32,
+                    ..event(state, EventKind::CONNECT_DENIED, now)
+                });
             }
         }
     }
@@ -116,7 +125,10 @@ fn closed(ops: *mut bpf_sock_ops, state: &mut SockState) {
         // The kernel's counters number the SYN and, once acknowledged or received, the FIN as a byte each.
         let before = field!((*ops).__bindgen_anon_1.args[0]);
         let fin_acked = matches!(before, TCP_FIN_WAIT2 | TCP_TIME_WAIT | TCP_LAST_ACK | TCP_CLOSING);
-        let fin_received = matches!(before, TCP_FIN_WAIT1 | TCP_TIME_WAIT | TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING);
+        let fin_received = matches!(
+            before,
+            TCP_FIN_WAIT1 | TCP_TIME_WAIT | TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING
+        );
         let acked = field!((*ops).bytes_acked);
         let received = field!((*ops).bytes_received);
         report(&Event {

@@ -75,7 +75,13 @@ pub async fn run(file: PathBuf, config: ConfigFile, cgroup: PathBuf) -> anyhow::
     let metrics = Metrics::new();
     let flows = FlowLog::new(&config.node, config.flows.capacity as usize, metrics.clone());
     let generation = datapath.generation();
-    let node = Arc::new(Node::new(config.node.clone(), datapath, flows, metrics, certificates));
+    let node = Arc::new(Node::new(
+        config.node.clone(),
+        datapath,
+        flows,
+        metrics,
+        certificates,
+    ));
     node.generation.store(generation, Ordering::Release);
     let serve = Serve::new(node.clone());
     let enrolment = Enrolment::new(node.clone(), serve)?;
@@ -158,7 +164,14 @@ impl Agent {
         self.node.datapath.set_generation(generation)?;
         self.node.generation.store(generation, Ordering::Release);
         tokio::task::block_in_place(|| self.enrolment.reconcile());
-        let identities = self.node.mesh.load().local().iter().map(|pod| pod.workload.identity.clone()).collect();
+        let identities = self
+            .node
+            .mesh
+            .load()
+            .local()
+            .iter()
+            .map(|pod| pod.workload.identity.clone())
+            .collect();
         self.node.certificates.retain(&identities);
         for identity in identities {
             let certificates = self.node.certificates.clone();
@@ -202,15 +215,25 @@ impl Agent {
     pub fn refresh_metrics(&self) {
         let metrics = &self.node.metrics;
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        metrics.kernel_connections.set(count(self.node.datapath.connection_count()));
+        metrics
+            .kernel_connections
+            .set(count(self.node.datapath.connection_count()));
         let certificates = self.node.certificates.status();
-        let first = certificates.iter().map(|certificate| certificate.not_after.as_second()).min();
+        let first = certificates
+            .iter()
+            .map(|certificate| certificate.not_after.as_second())
+            .min();
         metrics.certificate_expiry.set(first.unwrap_or(0));
-        metrics.certificate_problems.set(count(self.node.certificates.problems().len() as u64));
+        metrics
+            .certificate_problems
+            .set(count(self.node.certificates.problems().len() as u64));
         let tunnels = self.node.tunnels.open();
         for side in [TrafficDirection::Egress, TrafficDirection::Ingress] {
             let open = tunnels.iter().filter(|tunnel| tunnel.direction == side).count();
-            metrics.tunnels.with_label_values(&[direction(side)]).set(count(open as u64));
+            metrics
+                .tunnels
+                .with_label_values(&[direction(side)])
+                .set(count(open as u64));
         }
     }
 
@@ -243,12 +266,28 @@ impl Agent {
             let pod = node.pod_by_handle(crate::datapath::PodHandle(key.0));
             pod.map_or_else(|| format!("handle {}", key.0), |pod| pod.workload.uid.clone())
         };
-        let mut errors: Vec<String> = problems.iter().map(|(uid, problem)| format!("pod {uid}: {problem}")).collect();
-        errors.extend(config.rejected.clone().map(|problem| format!("configuration rejected: {problem}")));
-        let ca = self.ca_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut errors: Vec<String> = problems
+            .iter()
+            .map(|(uid, problem)| format!("pod {uid}: {problem}"))
+            .collect();
+        errors.extend(
+            config
+                .rejected
+                .clone()
+                .map(|problem| format!("configuration rejected: {problem}")),
+        );
+        let ca = self
+            .ca_problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         errors.extend(ca.map(|problem| format!("certificate authority not reloaded: {problem}")));
         let failing = node.certificates.problems();
-        errors.extend(failing.into_iter().map(|(identity, problem)| format!("certificate of {identity}: {problem}")));
+        errors.extend(
+            failing
+                .into_iter()
+                .map(|(identity, problem)| format!("certificate of {identity}: {problem}")),
+        );
         Status {
             node: node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -272,7 +311,13 @@ impl Agent {
     /// Takes no new connections and waits for the open ones, a while.
     async fn drain(&self) {
         self.node.drain.cancel();
-        let open = || self.node.pods().iter().map(|pod| pod.connections.load(Ordering::Relaxed)).sum::<u64>();
+        let open = || {
+            self.node
+                .pods()
+                .iter()
+                .map(|pod| pod.connections.load(Ordering::Relaxed))
+                .sum::<u64>()
+        };
         tracing::info!(connections = open(), "stopping");
         let deadline = tokio::time::Instant::now() + DRAIN;
         while open() > 0 && tokio::time::Instant::now() < deadline {

@@ -39,7 +39,10 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent serves this socket"));
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another agent serves this socket",
+            ));
         }
         std::fs::remove_file(path)?;
     }
@@ -55,7 +58,9 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
     loop {
-        let Ok(permit) = clients.clone().acquire_owned().await else { return };
+        let Ok(permit) = clients.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let agent = agent.clone();

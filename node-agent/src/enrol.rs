@@ -59,22 +59,35 @@ impl Enrolment {
     /// When the agent's own network namespace cannot be opened.
     pub fn new(node: Arc<Node>, serve: Arc<Serve>) -> io::Result<Self> {
         let host = NetNs::open("/proc/thread-self/ns/net".as_ref())?;
-        Ok(Self { node, serve, host_cookie: host.cookie(), problems: Mutex::default() })
+        Ok(Self {
+            node,
+            serve,
+            host_cookie: host.cookie(),
+            problems: Mutex::default(),
+        })
     }
 
     /// Why pods are not enrolled, by uid.
     #[must_use]
     pub fn problems(&self) -> BTreeMap<String, String> {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.problems
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Removes what left, enrols what came, and changes modes. Cheap when nothing changed.
     pub fn reconcile(&self) {
         let mesh = self.node.mesh.load_full();
-        let wanted: BTreeMap<&str, &Arc<LocalPod>> =
-            mesh.local().iter().map(|pod| (pod.workload.uid.as_str(), pod)).collect();
+        let wanted: BTreeMap<&str, &Arc<LocalPod>> = mesh
+            .local()
+            .iter()
+            .map(|pod| (pod.workload.uid.as_str(), pod))
+            .collect();
         for pod in self.node.pods() {
-            let stays = wanted.get(pod.workload.uid.as_str()).is_some_and(|local| local.workload == pod.workload);
+            let stays = wanted
+                .get(pod.workload.uid.as_str())
+                .is_some_and(|local| local.workload == pod.workload);
             if !stays {
                 self.remove(&pod, "it left the configuration");
             } else if !pod.netns.is_current() {
@@ -113,7 +126,10 @@ impl Enrolment {
     }
 
     fn enrol(&self, local: &LocalPod) -> Result<(), EnrolError> {
-        let open = |source| EnrolError::NetNs { path: local.netns.display().to_string(), source };
+        let open = |source| EnrolError::NetNs {
+            path: local.netns.display().to_string(),
+            source,
+        };
         let netns = NetNs::open(&local.netns).map_err(open)?;
         let cookie = netns.cookie();
         if cookie == self.host_cookie {
@@ -127,7 +143,9 @@ impl Enrolment {
         // An earlier agent's pod of this namespace goes on under its handle, if its addresses are the same.
         let known = datapath.pods().into_iter().find(|(known, _)| *known == cookie);
         let handle = match known {
-            Some((_, pod)) if pod == weir_abi::Pod::new(pod.handle, &workload.addresses) => PodHandle(pod.handle),
+            Some((_, pod)) if pod == weir_abi::Pod::new(pod.handle, &workload.addresses) => {
+                PodHandle(pod.handle)
+            }
             Some((_, pod)) => {
                 datapath.detach_pod(PodHandle(pod.handle));
                 datapath.remove_pod(Some(cookie), PodHandle(pod.handle));
@@ -159,10 +177,16 @@ impl Enrolment {
     fn listen(&self, pod: &Arc<Pod>, entry: &weir_abi::Pod) -> Result<(), EnrolError> {
         let families = [(true, entry.v4 != 0), (false, entry.v6 != [0; 4])];
         for (v4, _) in families.iter().filter(|(_, present)| *present) {
-            for slot in [ListenerSlot::OUTBOUND, ListenerSlot::HBONE, ListenerSlot::PLAINTEXT] {
+            for slot in [
+                ListenerSlot::OUTBOUND,
+                ListenerSlot::HBONE,
+                ListenerSlot::PLAINTEXT,
+            ] {
                 let listener = sockets::listen(&pod.netns, *v4).map_err(EnrolError::Listen)?;
                 let family = if *v4 { 0 } else { ListenerSlot::V6 };
-                self.node.datapath.set_listener(pod.handle, slot + family, &listener)?;
+                self.node
+                    .datapath
+                    .set_listener(pod.handle, slot + family, &listener)?;
                 self.accept(pod, slot, listener);
             }
         }
@@ -190,7 +214,9 @@ impl Enrolment {
     /// Capture ends first, so that new connections go the ordinary way at once.
     fn remove(&self, pod: &Arc<Pod>, why: &str) {
         self.node.remove(&pod.workload.uid);
-        self.node.datapath.remove_pod(Some(pod.netns.cookie()), pod.handle);
+        self.node
+            .datapath
+            .remove_pod(Some(pod.netns.cookie()), pod.handle);
         self.node.datapath.detach_pod(pod.handle);
         pod.left.cancel();
         self.serve.forget(pod);

@@ -4,8 +4,8 @@ use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode, body::Bytes, body::Incoming, header::CONTENT_TYPE, server::conn::http1,
-    service::service_fn,
+    Method, Request, Response, StatusCode, body::Bytes, body::Incoming, header::CONTENT_TYPE,
+    server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
@@ -33,7 +33,9 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        let Ok(permit) = connections.clone().acquire_owned().await else {
+            return;
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -63,17 +65,35 @@ fn respond(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> 
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
             agent.refresh_metrics();
-            (StatusCode::OK, TEXT_FORMAT, Bytes::from(agent.node.metrics.render()))
+            (
+                StatusCode::OK,
+                TEXT_FORMAT,
+                Bytes::from(agent.node.metrics.render()),
+            )
         }
         (&Method::GET, "/readyz") => match agent.not_ready() {
             None => (StatusCode::OK, "text/plain", Bytes::from_static(b"ready\n")),
-            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", Bytes::from(format!("not ready: {why}\n"))),
+            Some(why) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "text/plain",
+                Bytes::from(format!("not ready: {why}\n")),
+            ),
         },
-        (&Method::GET, _) => (StatusCode::NOT_FOUND, "text/plain", Bytes::from_static(b"try /metrics or /readyz\n")),
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", Bytes::from_static(b"GET only\n")),
+        (&Method::GET, _) => (
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            Bytes::from_static(b"try /metrics or /readyz\n"),
+        ),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            Bytes::from_static(b"GET only\n"),
+        ),
     };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
 }

@@ -48,19 +48,27 @@ impl Handler for Inbound {
         connection: &Arc<ConnectionState>,
     ) -> Result<Accepted, Refusal> {
         let Authority::Address(address) = request.authority else {
-            return Err(Refusal { status: http::StatusCode::BAD_REQUEST, reason: Reason::BadAuthority });
+            return Err(Refusal {
+                status: http::StatusCode::BAD_REQUEST,
+                reason: Reason::BadAuthority,
+            });
         };
         let Some(pod) = self.node.pod_by_handle(PodHandle(pod.0)) else {
             return Err(Refusal::unavailable(Reason::PolicyChanged));
         };
         let client = client(request.peer, request.forwarded.as_ref());
         // From here on the request's record is this one, not `refused`.
-        let application =
-            deliver(&self.node, &pod, address, client).await.map_err(|(reason, _)| Refusal::unavailable(reason))?;
+        let application = deliver(&self.node, &pod, address, client)
+            .await
+            .map_err(|(reason, _)| Refusal::unavailable(reason))?;
         let source = self.node.peer(client, Some(request.peer_identity.clone()));
         let destination = pod.workload.verified_peer(address);
-        let mut flow =
-            self.node.flows.connection(TrafficDirection::Ingress, FlowPath::Tunnel, source, destination.clone());
+        let mut flow = self.node.flows.connection(
+            TrafficDirection::Ingress,
+            FlowPath::Tunnel,
+            source,
+            destination.clone(),
+        );
         flow.towards(FlowPath::Tunnel, destination, Some(connection.tls.to_string()));
         let counters = Arc::new(Counters::default());
         let observer = Recorder {
@@ -69,7 +77,12 @@ impl Handler for Inbound {
             connection: connection.clone(),
             _count: pod.count(),
         };
-        Ok(Accepted { application, counters, observer: Box::new(observer), stop: CancellationToken::new() })
+        Ok(Accepted {
+            application,
+            counters,
+            observer: Box::new(observer),
+            stop: CancellationToken::new(),
+        })
     }
 
     fn refused(&self, refused: Refused) {
@@ -83,8 +96,13 @@ impl Handler for Inbound {
             None => self.node.peer(address, None),
         };
         let source = self.node.peer(refused.peer, refused.peer_identity);
-        let flow = self.node.flows.connection(TrafficDirection::Ingress, FlowPath::Tunnel, source, destination);
-        let detail = refused.by_peer.then(|| "the peer refused this workload's certificate".to_owned());
+        let flow =
+            self.node
+                .flows
+                .connection(TrafficDirection::Ingress, FlowPath::Tunnel, source, destination);
+        let detail = refused
+            .by_peer
+            .then(|| "the peer refused this workload's certificate".to_owned());
         flow.refuse(refused.reason, detail);
     }
 }
@@ -101,7 +119,14 @@ impl Observer for Recorder {
             let network = self.connection.socket.with(network).unwrap_or_default();
             // For the tunnel "sent" is what the application here sent; a flow counts from client to server.
             let seen = outcome(&self.counters, network);
-            flow.close(ended.ended, crate::flows::Outcome { sent: seen.received, received: seen.sent, ..seen });
+            flow.close(
+                ended.ended,
+                crate::flows::Outcome {
+                    sent: seen.received,
+                    received: seen.sent,
+                    ..seen
+                },
+            );
         }
     }
 }
@@ -111,7 +136,9 @@ impl Observer for Recorder {
 /// `forwarded` is a hint from the peer. Its port is taken only if its address is the connection's own: a pod speaks for
 /// every port of its address anyway.
 fn client(peer: SocketAddr, forwarded: Option<&HeaderValue>) -> SocketAddr {
-    let named = forwarded.and_then(|value| value.to_str().ok()).and_then(forwarded_for);
+    let named = forwarded
+        .and_then(|value| value.to_str().ok())
+        .and_then(forwarded_for);
     match named {
         Some(named) if named.ip() == peer.ip() && named.port() != 0 => named,
         _ => peer,
@@ -137,7 +164,10 @@ mod tests {
         let peer: SocketAddr = "10.0.0.1:40000".parse().unwrap();
         let table = [
             (Some("for=\"10.0.0.1:1234\""), "10.0.0.1:1234"),
-            (Some("For=\"10.0.0.1:1234\";host=a, for=\"10.9.9.9:1\""), "10.0.0.1:1234"),
+            (
+                Some("For=\"10.0.0.1:1234\";host=a, for=\"10.9.9.9:1\""),
+                "10.0.0.1:1234",
+            ),
             (Some("for=\"10.0.0.2:1234\""), "10.0.0.1:40000"),
             (Some("for=\"10.0.0.1:0\""), "10.0.0.1:40000"),
             (Some("for=10.0.0.1"), "10.0.0.1:40000"),
@@ -147,7 +177,11 @@ mod tests {
         ];
         for (value, expected) in table {
             let header = value.map(|v| HeaderValue::from_str(v).unwrap());
-            assert_eq!(client(peer, header.as_ref()), expected.parse().unwrap(), "{value:?}");
+            assert_eq!(
+                client(peer, header.as_ref()),
+                expected.parse().unwrap(),
+                "{value:?}"
+            );
         }
         let peer: SocketAddr = "[fd00::1]:40000".parse().unwrap();
         let header = HeaderValue::from_static("for=\"[fd00::1]:7\"");

@@ -84,7 +84,10 @@ fn main() -> ExitCode {
         }
     };
     if arguments.check {
-        println!("{}: the configuration is right, and this machine has what it takes", file.display());
+        println!(
+            "{}: the configuration is right, and this machine has what it takes",
+            file.display()
+        );
         return ExitCode::SUCCESS;
     }
     report(run(file, config, cgroup))
@@ -103,9 +106,13 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
 fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&arguments.log)
         .with_context(|| format!("--log: expected a level or a filter, not '{}'", arguments.log))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match arguments.log_format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => log
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
         LogFormat::Json => log.json().init(),
     }
     Ok(())
@@ -125,6 +132,12 @@ fn run(file: PathBuf, config: config::ConfigFile, cgroup: PathBuf) -> anyhow::Re
 fn raise_descriptor_limit() -> anyhow::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-        .context("raising the limit of open files")
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    )
+    .context("raising the limit of open files")
 }

@@ -126,7 +126,9 @@ impl Node {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.by_handle.insert(pod.handle, pod.clone());
         pods.by_uid.insert(pod.workload.uid.clone(), pod);
-        self.metrics.pods.set(i64::try_from(pods.by_uid.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .pods
+            .set(i64::try_from(pods.by_uid.len()).unwrap_or(i64::MAX));
     }
 
     /// Takes a pod out.
@@ -134,14 +136,19 @@ impl Node {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         let pod = pods.by_uid.remove(uid)?;
         pods.by_handle.remove(&pod.handle);
-        self.metrics.pods.set(i64::try_from(pods.by_uid.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .pods
+            .set(i64::try_from(pods.by_uid.len()).unwrap_or(i64::MAX));
         Some(pod)
     }
 
     /// A client's end of a flow, with an identity if one was verified.
     #[must_use]
     pub fn peer(&self, address: SocketAddr, identity: Option<weir_types::Identity>) -> FlowPeer {
-        FlowPeer { identity, ..self.mesh.load().peer(address) }
+        FlowPeer {
+            identity,
+            ..self.mesh.load().peer(address)
+        }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Pods> {

@@ -13,7 +13,9 @@ use crate::{
 
 /// Records one event. Events of pods that left are dropped: nothing is known of them.
 pub fn record(node: &Arc<Node>, event: &Event) {
-    let Some(pod) = node.pod_by_handle(PodHandle(event.pod)) else { return };
+    let Some(pod) = node.pod_by_handle(PodHandle(event.pod)) else {
+        return;
+    };
     let (source, destination) = (event.key.src.socket_addr(), event.key.dst.socket_addr());
     let reason = Reason::from_u32(event.reason).unwrap_or(Reason::Internal);
     let unreached = event.kind == EventKind::CLOSED && event.established == 0;
@@ -28,20 +30,35 @@ pub fn record(node: &Arc<Node>, event: &Event) {
     let (source, destination) = if inbound {
         (node.peer(source, None), pod.workload.verified_peer(destination))
     } else {
-        (pod.workload.verified_peer(source), destination_of(node, event, destination))
+        (
+            pod.workload.verified_peer(source),
+            destination_of(node, event, destination),
+        )
     };
     let denied = matches!(event.kind, EventKind::CONNECT_DENIED | EventKind::SYN_DENIED);
     node.flows.record(Flow {
         sequence: 0,
         time: time(event.time_ns),
         node: String::new(),
-        connection: if event.cookie == 0 { node.flows.connection_id() } else { event.cookie },
+        connection: if event.cookie == 0 {
+            node.flows.connection_id()
+        } else {
+            event.cookie
+        },
         event: kind,
         verdict: FlowVerdict::of(reason),
         reason,
         detail: None,
-        direction: if inbound { TrafficDirection::Ingress } else { TrafficDirection::Egress },
-        path: if denied { FlowPath::Nowhere } else { FlowPath::Kernel },
+        direction: if inbound {
+            TrafficDirection::Ingress
+        } else {
+            TrafficDirection::Egress
+        },
+        path: if denied {
+            FlowPath::Nowhere
+        } else {
+            FlowPath::Kernel
+        },
         source,
         destination,
         original_destination: None,
@@ -67,5 +84,7 @@ fn destination_of(node: &Node, event: &Event, address: SocketAddr) -> FlowPeer {
 /// The time of day of an event that just happened.
 fn time(monotonic: u64) -> Timestamp {
     let age = Duration::from_nanos(monotonic_ns().saturating_sub(monotonic));
-    Timestamp::now().checked_sub(age).unwrap_or_else(|_| Timestamp::now())
+    Timestamp::now()
+        .checked_sub(age)
+        .unwrap_or_else(|_| Timestamp::now())
 }

@@ -81,7 +81,10 @@ impl Connector for PodConnector {
 /// Carries one connection to its end.
 pub async fn carry(serve: &Serve, pod: &Arc<Pod>, accepted: Accepted) {
     let node = &serve.node;
-    let key = FlowKey { src: accepted.peer.into(), dst: accepted.local.into() };
+    let key = FlowKey {
+        src: accepted.peer.into(),
+        dst: accepted.local.into(),
+    };
     let registered = node
         .datapath
         .connection(&key)
@@ -93,7 +96,9 @@ pub async fn carry(serve: &Serve, pod: &Arc<Pod>, accepted: Accepted) {
     let original = conn.orig.socket_addr();
     let source = pod.workload.verified_peer(peer);
     let target = FlowPeer::unknown(original);
-    let mut flow = node.flows.connection(TrafficDirection::Egress, FlowPath::Nowhere, source, target);
+    let mut flow = node
+        .flows
+        .connection(TrafficDirection::Egress, FlowPath::Nowhere, source, target);
     flow.process(process(conn.pid, &conn.comm));
     let candidates = match candidates(node, pod, &conn, original, &mut flow) {
         Ok(candidates) => candidates,
@@ -121,14 +126,22 @@ fn candidates(
 ) -> Result<Vec<Candidate>, Reason> {
     match node.mesh.load().destination(original.ip()) {
         Destination::Outside => {
-            let candidate = Candidate { address: original, workload: None, subject_alt_names: Vec::new() };
+            let candidate = Candidate {
+                address: original,
+                workload: None,
+                subject_alt_names: Vec::new(),
+            };
             flow.towards(FlowPath::Plaintext, FlowPeer::unknown(original), None);
             let_pass(node, pod, conn);
             Ok(vec![candidate])
         }
         Destination::Workload(workload) => {
             flow.towards(FlowPath::Nowhere, workload.peer(original), None);
-            Ok(vec![Candidate { address: original, workload: Some(workload), subject_alt_names: Vec::new() }])
+            Ok(vec![Candidate {
+                address: original,
+                workload: Some(workload),
+                subject_alt_names: Vec::new(),
+            }])
         }
         Destination::Service(service) => {
             flow.asked(original, Some(service.name.to_string()));
@@ -161,8 +174,16 @@ fn let_pass(node: &Node, pod: &Pod, conn: &Conn) {
     if pod.verdicts.1.fetch_add(1, Ordering::Relaxed) >= VERDICTS_PER_POD {
         return;
     }
-    let key = VerdictKey { pod: pod.handle.0, dst: conn.orig };
-    let verdict = Verdict { kind: VerdictKind::PASS, generation, dest_pod: 0, reason: 0 };
+    let key = VerdictKey {
+        pod: pod.handle.0,
+        dst: conn.orig,
+    };
+    let verdict = Verdict {
+        kind: VerdictKind::PASS,
+        generation,
+        dest_pod: 0,
+        reason: 0,
+    };
     if let Err(error) = node.datapath.set_verdict(&key, verdict) {
         tracing::debug!(%error, "a verdict is not cached; connections go on through the agent");
     }
@@ -189,7 +210,11 @@ async fn reach(
             }
         }
     }
-    let none = || Failure { reason: Reason::NoEndpoint, detail: "no endpoint".to_owned(), retryable: false };
+    let none = || Failure {
+        reason: Reason::NoEndpoint,
+        detail: "no endpoint".to_owned(),
+        retryable: false,
+    };
     Err(last.unwrap_or_else(none))
 }
 
@@ -202,7 +227,11 @@ async fn attempt(
 ) -> Result<Upstream, Failure> {
     let node = &serve.node;
     let address = candidate.address;
-    let plain = |error: io::Error, reason| Failure { reason, detail: format!("{address}: {error}"), retryable: true };
+    let plain = |error: io::Error, reason| Failure {
+        reason,
+        detail: format!("{address}: {error}"),
+        retryable: true,
+    };
     let Some(workload) = &candidate.workload else {
         flow.towards(FlowPath::Plaintext, FlowPeer::unknown(address), None);
         let stream = sockets::connect(&node.datapath, &pod.netns, address, Mark::Agent).await;
@@ -215,7 +244,9 @@ async fn attempt(
         // A service that leads back to the pod itself: it never leaves the pod.
         flow.towards(FlowPath::Plaintext, workload.verified_peer(address), None);
         let stream = deliver(node, pod, address, client).await;
-        return stream.map(Upstream::Plaintext).map_err(|(reason, error)| plain(error, reason));
+        return stream
+            .map(Upstream::Plaintext)
+            .map_err(|(reason, error)| plain(error, reason));
     }
     if workload.tunnel == TunnelProtocol::None {
         flow.towards(FlowPath::Plaintext, workload.peer(address), None);
@@ -226,7 +257,10 @@ async fn attempt(
         });
     }
     flow.towards(FlowPath::Tunnel, workload.peer(address), None);
-    let expected = std::iter::once(&workload.identity).chain(&candidate.subject_alt_names).cloned().collect();
+    let expected = std::iter::once(&workload.identity)
+        .chain(&candidate.subject_alt_names)
+        .cloned()
+        .collect();
     let target = Target {
         source: pod.key(),
         source_identity: pod.workload.identity.clone(),
@@ -243,7 +277,10 @@ async fn attempt(
             retryable: error.is_retryable(),
         })?;
     let connection = tunnel.connection();
-    let peer = FlowPeer { identity: Some(connection.peer.clone()), ..workload.peer(address) };
+    let peer = FlowPeer {
+        identity: Some(connection.peer.clone()),
+        ..workload.peer(address)
+    };
     flow.towards(FlowPath::Tunnel, peer, Some(connection.tls.to_string()));
     Ok(Upstream::Tunnel(tunnel))
 }
@@ -251,7 +288,11 @@ async fn attempt(
 /// Hints for the other side's records.
 fn headers(pod: &Pod, client: SocketAddr) -> ConnectHeaders {
     let identity = &pod.workload.identity;
-    let baggage = format!("k8s.namespace.name={},k8s.pod.name={}", identity.namespace(), pod.workload.name);
+    let baggage = format!(
+        "k8s.namespace.name={},k8s.pod.name={}",
+        identity.namespace(),
+        pod.workload.name
+    );
     ConnectHeaders {
         baggage: HeaderValue::try_from(baggage).ok(),
         forwarded: HeaderValue::try_from(format!("for=\"{client}\"")).ok(),

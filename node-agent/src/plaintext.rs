@@ -18,7 +18,12 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
     let Accepted { stream, peer, local } = accepted;
     let source = node.peer(peer, None);
     let destination = pod.workload.verified_peer(local);
-    let mut flow = node.flows.connection(TrafficDirection::Ingress, FlowPath::Plaintext, source, destination);
+    let mut flow = node.flows.connection(
+        TrafficDirection::Ingress,
+        FlowPath::Plaintext,
+        source,
+        destination,
+    );
     let mut mode = pod.mode.subscribe();
     // The kernel decides this; the mode may have changed since.
     if *mode.borrow_and_update() == MtlsMode::Strict {

@@ -35,7 +35,11 @@ impl Stamps {
         use std::os::unix::fs::MetadataExt as _;
         let stamp = |file: &PathBuf| {
             let meta = std::fs::metadata(file).ok()?;
-            Some(Stamp { modified: meta.modified().ok(), length: meta.len(), inode: meta.ino() })
+            Some(Stamp {
+                modified: meta.modified().ok(),
+                length: meta.len(),
+                inode: meta.ino(),
+            })
         };
         Self(files.iter().map(|file| (file.clone(), stamp(file))).collect())
     }
@@ -64,13 +68,20 @@ pub async fn watch(agent: Arc<Agent>, file: PathBuf, mut applied: ConfigFile) {
 }
 
 fn reload(agent: &Agent, file: &Path, applied: &mut ConfigFile) {
-    let result = config::load(file).map_err(|error| error.to_string()).and_then(|config| {
-        if let Some(field) = fixed_field(applied, &config) {
-            return Err(format!("{}: {field}: can be changed by a restart only", file.display()));
-        }
-        agent.apply(&config).map_err(|error| format!("{}: {error}", file.display()))?;
-        Ok(config)
-    });
+    let result = config::load(file)
+        .map_err(|error| error.to_string())
+        .and_then(|config| {
+            if let Some(field) = fixed_field(applied, &config) {
+                return Err(format!(
+                    "{}: {field}: can be changed by a restart only",
+                    file.display()
+                ));
+            }
+            agent
+                .apply(&config)
+                .map_err(|error| format!("{}: {error}", file.display()))?;
+            Ok(config)
+        });
     match result {
         Ok(config) => {
             let ca_changed = config.ca.value != applied.ca.value;
@@ -113,15 +124,23 @@ pub fn open_ca(config: &CaConfig, trust_domain: &TrustDomain) -> Result<Certific
             }
             CertificateAuthority::from_files(&dir.join("ca.crt"), &dir.join("ca.key"), &config.roots)
         }
-        (None, Some(certificate), Some(key)) => CertificateAuthority::from_files(certificate, key, &config.roots),
+        (None, Some(certificate), Some(key)) => {
+            CertificateAuthority::from_files(certificate, key, &config.roots)
+        }
         // Excluded by the check of the file.
         _ => CertificateAuthority::from_files(Path::new(""), Path::new(""), &[]),
     }
 }
 
 fn ca_files(config: &CaConfig) -> Vec<PathBuf> {
-    let dir = config.dir.iter().flat_map(|dir| [dir.join("ca.crt"), dir.join("ca.key")]);
-    dir.chain(config.certificate.clone()).chain(config.key.clone()).chain(config.roots.clone()).collect()
+    let dir = config
+        .dir
+        .iter()
+        .flat_map(|dir| [dir.join("ca.crt"), dir.join("ca.key")]);
+    dir.chain(config.certificate.clone())
+        .chain(config.key.clone())
+        .chain(config.roots.clone())
+        .collect()
 }
 
 /// The first field that differs among those that hold for the agent's life.
@@ -129,13 +148,21 @@ fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
     let fields = [
         ("node", old.node != new.node),
         ("trustDomain", old.trust_domain != new.trust_domain),
-        ("trustDomainAliases", old.trust_domain_aliases != new.trust_domain_aliases),
-        ("certificates", old.certificates.lifetime.value != new.certificates.lifetime.value),
+        (
+            "trustDomainAliases",
+            old.trust_domain_aliases != new.trust_domain_aliases,
+        ),
+        (
+            "certificates",
+            old.certificates.lifetime.value != new.certificates.lifetime.value,
+        ),
         ("cgroup", old.cgroup != new.cgroup),
         ("pinDir", old.pin_dir != new.pin_dir),
         ("api", old.api != new.api),
         ("metrics", old.metrics != new.metrics),
         ("flows", old.flows != new.flows),
     ];
-    fields.into_iter().find_map(|(name, differs)| differs.then_some(name))
+    fields
+        .into_iter()
+        .find_map(|(name, differs)| differs.then_some(name))
 }

@@ -57,7 +57,11 @@ impl Serve {
             registry: node.tunnels.clone(),
             drain: node.drain.clone(),
         };
-        let hbone = Server::new(node.certificates.clone(), Arc::new(Inbound::new(node.clone())), settings);
+        let hbone = Server::new(
+            node.certificates.clone(),
+            Arc::new(Inbound::new(node.clone())),
+            settings,
+        );
         Arc::new(Self { node, pool, hbone })
     }
 
@@ -89,10 +93,16 @@ impl Serve {
     }
 
     async fn carry(&self, pod: &Arc<Pod>, slot: u32, stream: TcpStream) {
-        let addresses = stream.peer_addr().and_then(|peer| Ok((peer, stream.local_addr()?)));
+        let addresses = stream
+            .peer_addr()
+            .and_then(|peer| Ok((peer, stream.local_addr()?)));
         // An error here: the client reset the connection before it was accepted.
         let Ok((peer, local)) = addresses else { return };
-        let accepted = Accepted { stream, peer: canonical(peer), local: canonical(local) };
+        let accepted = Accepted {
+            stream,
+            peer: canonical(peer),
+            local: canonical(local),
+        };
         if let Err(error) = sockets::tune(&SockRef::from(&accepted.stream)) {
             tracing::debug!(%error, "the connection ended at once");
             return;
@@ -100,9 +110,13 @@ impl Serve {
         let _count = pod.count();
         match slot {
             ListenerSlot::OUTBOUND => outbound::carry(self, pod, accepted).await,
-            ListenerSlot::HBONE if pod.has(accepted.local.ip()) && accepted.local.port() == weir_abi::HBONE_PORT => {
+            ListenerSlot::HBONE
+                if pod.has(accepted.local.ip()) && accepted.local.port() == weir_abi::HBONE_PORT =>
+            {
                 let Accepted { stream, peer, local } = accepted;
-                self.hbone.serve(stream, local, peer, pod.key(), &pod.workload.identity).await;
+                self.hbone
+                    .serve(stream, local, peer, pod.key(), &pod.workload.identity)
+                    .await;
             }
             ListenerSlot::PLAINTEXT if pod.has(accepted.local.ip()) => {
                 plaintext::carry(&self.node, pod, accepted).await;
@@ -117,7 +131,10 @@ impl Serve {
         let Accepted { stream, peer, local } = accepted;
         let source = FlowPeer::unknown(peer);
         let destination = pod.workload.verified_peer(local);
-        let flow = self.node.flows.connection(TrafficDirection::Ingress, FlowPath::Nowhere, source, destination);
+        let flow =
+            self.node
+                .flows
+                .connection(TrafficDirection::Ingress, FlowPath::Nowhere, source, destination);
         flow.refuse(Reason::Unregistered, None);
         sockets::reset(stream);
     }
@@ -142,7 +159,10 @@ pub async fn deliver(
     address: SocketAddr,
     client: SocketAddr,
 ) -> Result<TcpStream, (Reason, std::io::Error)> {
-    let mark = Mark::Delivery { pod: pod.handle, client };
+    let mark = Mark::Delivery {
+        pod: pod.handle,
+        client,
+    };
     sockets::connect(&node.datapath, &pod.netns, address, mark)
         .await
         .map_err(|error| (connect_reason(&error), error))
@@ -202,6 +222,8 @@ impl NetworkProbe {
     /// The statistics now.
     #[must_use]
     pub fn read(&self) -> Outcome {
-        self.0.as_ref().map_or_else(Outcome::default, |socket| network(socket.as_fd()))
+        self.0
+            .as_ref()
+            .map_or_else(Outcome::default, |socket| network(socket.as_fd()))
     }
 }

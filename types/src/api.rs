@@ -50,7 +50,6 @@ pub struct FlowsRequest {
 /// One line of the agent's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(clippy::large_enum_variant, reason = "flows are nearly all of the lines")]
 pub enum Response {
     /// A flow that matches.
     Flow(Flow),
