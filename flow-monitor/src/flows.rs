@@ -96,7 +96,7 @@ impl Flows {
                 }
                 // On the error stream, so that each line of the output stays a flow.
                 (Response::Lost(count), Output::Json) => {
-                    anstream::eprintln!("weir: {count} flow events were lost here")
+                    anstream::eprintln!("weir: {count} flow events were lost here");
                 }
                 _ => {}
             }

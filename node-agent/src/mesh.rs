@@ -9,7 +9,7 @@ use std::{
 
 use weir_types::{FlowPeer, Identity, IdentityError, api::WorkloadStatus};
 
-use crate::config::{ConfigFile, MtlsConfig, MtlsMode, ServicePort, TunnelProtocol};
+use crate::config::{ConfigFile, MtlsMode, ServicePort, TunnelProtocol};
 
 /// All that is known of workloads and services.
 #[derive(Debug, Default)]
@@ -18,7 +18,6 @@ pub struct Mesh {
     by_address: HashMap<IpAddr, Arc<Workload>>,
     services: HashMap<IpAddr, Arc<Service>>,
     local: Vec<Arc<LocalPod>>,
-    mtls: MtlsConfig,
 }
 
 /// A workload.
@@ -97,10 +96,7 @@ impl Mesh {
     /// # Errors
     /// When a workload's namespace or account is no Kubernetes name, which the check of the file excludes.
     pub fn new(config: &ConfigFile) -> Result<Self, IdentityError> {
-        let mut mesh = Self {
-            mtls: config.mtls.clone(),
-            ..Self::default()
-        };
+        let mut mesh = Self::default();
         let mut by_uid = HashMap::new();
         for source in config.workloads.iter().map(|w| &w.value) {
             let workload = Arc::new(Workload {
@@ -344,7 +340,7 @@ services:
 
     #[test]
     fn the_narrowest_mode_counts() {
-        let mtls = mesh().mtls;
+        let mtls = crate::config::parse("t.yaml".as_ref(), CONFIG).unwrap().mtls;
         assert_eq!(mtls.mode("w1", "a"), MtlsMode::Permissive);
         assert_eq!(mtls.mode("w3", "b"), MtlsMode::Strict);
         assert_eq!(mtls.mode("w2", "b"), MtlsMode::Permissive);

@@ -1,4 +1,5 @@
 //! The programs in the kernel: what it accepts, what stays attached, what a second start changes.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its result")]
 
 use std::{
     collections::HashSet,
