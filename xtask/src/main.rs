@@ -1,6 +1,7 @@
 //! The repository's own commands: `cargo xtask setup | build | test | demo | bench`.
 #![forbid(unsafe_code)]
 
+mod dependencies;
 mod setup;
 mod steps;
 mod test;

@@ -1,11 +1,9 @@
 //! `cargo xtask test`: what CI runs, in the order in which failures are cheapest.
 
-use std::process::Command;
-
 use anyhow::Result;
 
 use crate::{
-    setup,
+    dependencies, setup,
     steps::{self, SELECTION, cargo, run, step, tools},
 };
 
@@ -19,6 +17,7 @@ pub(crate) fn run_all(filter: Option<&str>) -> Result<()> {
             "formatting",
             || run(cargo("fmt").args(["--all", "--", "--check"])),
         )?;
+        step("dependencies", dependencies::check)?;
         step("clippy", || {
             run(cargo("clippy")
                 .args(SELECTION)
@@ -36,9 +35,6 @@ pub(crate) fn run_all(filter: Option<&str>) -> Result<()> {
         step("examples in the documentation", || test(&["--doc"], None))?;
     }
     step("eBPF and end-to-end tests", || test(&["--test", "*"], filter))?;
-    if filter.is_none() {
-        dependencies()?;
-    }
     Ok(())
 }
 
@@ -63,17 +59,4 @@ fn kernel_clippy() -> Result<()> {
         "-Clink-arg=--btf",
     ];
     run(command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")))
-}
-
-/// Licences, versions, sources. Compiling cargo-deny takes longer than all else here, so it is used where it is.
-fn dependencies() -> Result<()> {
-    if steps::output(Command::new("cargo-deny").arg("--version")).is_none() {
-        eprintln!(
-            "== dependencies: not checked, cargo-deny is not installed (cargo install cargo-deny --locked)"
-        );
-        return Ok(());
-    }
-    step("dependencies", || {
-        run(cargo("deny").args(["check", "bans", "licenses", "sources"]))
-    })
 }
