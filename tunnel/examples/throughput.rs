@@ -1,5 +1,6 @@
-//! Measures a tunnel on loopback: `cargo run --release -p weir-tunnel --example throughput [SECONDS]`.
+//! Measures a tunnel on loopback: `cargo run --release -p weir-tunnel --example throughput [SECONDS [CASE]]`.
 //!
+//! A case is `bulk-1`, `bulk-4`, `rr` or `crr`, and then only the tunnel is measured, as a profiler wants it.
 //! Client application, client's agent, server's agent and server application each have threads of their own, as
 //! four processes would. Printed beside it: the same applications without a tunnel.
 #![allow(missing_docs, reason = "a program")]
@@ -77,12 +78,11 @@ impl Handler for Forward {
     }
 }
 
-fn runtime(threads: usize) -> Runtime {
+fn runtime(threads: usize) -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()
         .build()
-        .expect("threads and epoll are there")
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -96,7 +96,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = CertificateStore::new(Arc::new(authority), Settings::new(domain.clone()));
     let server_identity = Identity::new(&domain, "bench", "server")?;
 
-    let server = runtime(threads);
+    let server = runtime(threads)?;
     let (hbone, store2, identity) = (
         StdListener::bind("127.0.0.1:0")?,
         store.clone(),
@@ -105,7 +105,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = hbone.local_addr()?;
     hbone.set_nonblocking(true)?;
     server.spawn(async move {
-        let listener = TcpListener::from_std(hbone).expect("made non-blocking above");
+        let Ok(listener) = TcpListener::from_std(hbone) else {
+            return;
+        };
         let server = Arc::new(Server::new(store2, Arc::new(Forward), ServerSettings::default()));
         while let Ok((socket, peer)) = listener.accept().await {
             let (server, identity) = (server.clone(), identity.clone());
@@ -113,7 +115,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     });
 
-    let client = runtime(threads);
+    let client = runtime(threads)?;
     let target = Target {
         source: PodKey(2),
         source_identity: Identity::new(&domain, "bench", "client")?,
@@ -130,7 +132,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         listener.set_nonblocking(true)?;
         let (pool, target) = (pool.clone(), target.clone());
         client.spawn(async move {
-            let listener = TcpListener::from_std(listener).expect("made non-blocking above");
+            let Ok(listener) = TcpListener::from_std(listener) else {
+                return;
+            };
             while let Ok((socket, _)) = listener.accept().await {
                 let (pool, target) = (pool.clone(), target.clone());
                 tokio::spawn(async move {
@@ -148,6 +152,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let (tunnel_sink, tunnel_echo) = (capture(sink)?, capture(echo)?);
 
+    if let Some(case) = std::env::args().nth(2) {
+        match case.as_str() {
+            "bulk-1" => println!("{:.2} Gb/s", bulk(tunnel_sink, 1, duration)?),
+            "bulk-4" => println!("{:.2} Gb/s", bulk(tunnel_sink, 4, duration)?),
+            "rr" => println!("p50, p99 us: {:.1?}", round_trips(tunnel_echo, duration)?),
+            "crr" => println!("{:.0} connections a second", connections(tunnel_echo, duration)?),
+            _ => return Err("the cases are bulk-1, bulk-4, rr and crr".into()),
+        }
+        return Ok(());
+    }
     println!("{:<34}{:>12}{:>12}{:>8}", "", "direct", "tunnel", "ratio");
     for streams in [1, 4] {
         let (direct, tunnel) = (

@@ -1,5 +1,7 @@
 //! What applications at both ends see: half-closes, resets, slow readers.
 
+#![allow(clippy::unwrap_used, reason = "a failed assertion is what a test is for")]
+
 mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};

@@ -44,6 +44,10 @@ pub const FRAME_SIZE: u32 = 1024 * 1024;
 /// the application is read again, and no more, since it is memory for each stream whose peer does not read.
 pub const SEND_BUFFER: usize = 512 * 1024;
 
+/// What rustls may hold of encrypted records that the socket did not take yet, in bytes: one of our DATA frames, so
+/// that it leaves with one system call rather than with one for each of rustls's 64 KiB.
+pub(crate) const TLS_BUFFER: usize = 320 * 1024;
+
 /// Budget for DATA frames of less than 256 bytes that wait in h2, in bytes short of 256 (see h2's
 /// `data_frame_budget`): when it is spent, h2 closes the connection with all its streams. Streams take frames
 /// from h2 at once, also while the application does not read, so this is spent only between two runs of their

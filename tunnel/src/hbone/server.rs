@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use weir_types::{Identity, Reason, TrafficDirection};
 
 use super::{
-    Authority, ConnectRequest, HandshakeLimiter, HandshakePermit, KeepAlive, Tap, TrustWatch, TunnelStream,
-    request::parse_authority, server_builder,
+    Authority, ConnectRequest, HandshakeLimiter, HandshakePermit, KeepAlive, TLS_BUFFER, Tap, TrustWatch,
+    TunnelStream, request::parse_authority, server_builder,
 };
 use crate::{
     certs::{ALPN_H2, CertificateStore, Side, Usage, classify_io, describe},
@@ -222,7 +222,10 @@ impl<H: Handler> Server<H> {
                 linger(socket).await;
                 return None;
             }
-            Ok(Ok(tls)) => tls,
+            Ok(Ok(mut tls)) => {
+                tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+                tls
+            }
         };
         let session = tls.get_ref().1;
         let chain: Option<Vec<CertificateDer<'static>>> = session

@@ -22,7 +22,7 @@ use super::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Inner, OpenError, 
 use crate::{
     certs::{ALPN_H2, Failure, Side, Usage, classify_io, describe},
     connection::{ConnectionState, StreamGuard},
-    hbone::{CLIENT_STREAMS, KeepAlive, Tap, TrustWatch, TunnelStream, client_builder},
+    hbone::{CLIENT_STREAMS, KeepAlive, TLS_BUFFER, Tap, TrustWatch, TunnelStream, client_builder},
     io::BufferedSocket,
 };
 
@@ -87,10 +87,11 @@ impl Client {
         let shake_hands = async {
             // An address as name: rustls then sends no SNI.
             let name = ServerName::IpAddress(address.ip().into());
-            let tls = TlsConnector::from(config)
+            let mut tls = TlsConnector::from(config)
                 .connect(name, socket)
                 .await
                 .map_err(|error| refused(classify_io(&error, Side::Client).unwrap_or(unexplained)))?;
+            tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
             let session = tls.get_ref().1;
             let chain: Vec<CertificateDer<'static>> = session
                 .peer_certificates()
