@@ -15,7 +15,7 @@ const PASS: i32 = 1;
 #[cgroup_sock_addr(getpeername4)]
 fn weir_getpeer4(ctx: SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if field!((*sa).protocol) != IPPROTO_TCP {
+    if !is_tcp(field!((*sa).protocol)) {
         return PASS;
     }
     let (addr, port) = (field!((*sa).user_ip4), field!((*sa).user_port));
@@ -37,7 +37,7 @@ fn weir_getpeer4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn weir_getpeer6(ctx: SockAddrContext) -> i32 {
     let sa = ctx.sock_addr;
-    if field!((*sa).protocol) != IPPROTO_TCP {
+    if !is_tcp(field!((*sa).protocol)) {
         return PASS;
     }
     let addr = [
@@ -67,6 +67,14 @@ fn weir_getpeer6(ctx: SockAddrContext) -> i32 {
         }
     }
     PASS
+}
+
+/// Multipath TCP's protocol number: what an application's own socket has, while its subflows are TCP's.
+const IPPROTO_MPTCP: u32 = 262;
+
+#[inline(always)]
+fn is_tcp(protocol: u32) -> bool {
+    protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP
 }
 
 /// The address to show instead of `peer`, if any.

@@ -273,7 +273,7 @@ fn is_pod(end: &FlowPeer, text: &str) -> bool {
 impl Connection {
     /// Adds what the client asked for.
     pub fn asked(&mut self, original: SocketAddr, service: Option<String>) {
-        self.flow.original_destination = (original != self.flow.destination.address).then_some(original);
+        self.flow.original_destination = Some(original);
         self.flow.service = service;
     }
 

@@ -1,5 +1,9 @@
 //! End-to-end tests. Each asserts what someone outside would see: what an application got, what the wire carried, which
 //! flow was recorded.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
+mod clients;
+mod lifecycle;
+mod modes;
 mod paths;
+mod volume;

@@ -3,8 +3,9 @@
 
 use std::net::SocketAddr;
 
+use serde_json::Value;
 use weir_lab::{Agent, Finished, Lab, Pod, PodSpec, Process, Spawn as _, config::AgentConfig};
-use weir_types::{Flow, FlowEvent, TrafficDirection};
+use weir_types::{Flow, FlowEvent, Identity, TrafficDirection};
 
 /// Two nodes; `a` and `b` on the first, `c` and `d` on the second; an agent on each node.
 ///
@@ -75,6 +76,22 @@ impl Mesh {
     /// When it does not come.
     #[must_use]
     pub fn flow(&self, pod: &Pod, direction: TrafficDirection, event: FlowEvent, port: u16) -> Flow {
+        self.flow_where(pod, direction, event, port, |_| true)
+    }
+
+    /// As [`Mesh::flow`], with something more to ask of it.
+    ///
+    /// # Panics
+    /// When it does not come.
+    #[must_use]
+    pub fn flow_where(
+        &self,
+        pod: &Pod,
+        direction: TrafficDirection,
+        event: FlowEvent,
+        port: u16,
+        also: impl Fn(&Flow) -> bool,
+    ) -> Flow {
         let what = format!("{direction:?} {event:?} of {} to port {port}", pod.uid());
         let wanted = |flow: &Flow| {
             let end = match direction {
@@ -85,9 +102,43 @@ impl Mesh {
                 && flow.event == event
                 && end.pod.as_deref() == Some(&pod.spec().name)
                 && flow.destination.address.port() == port
+                && also(flow)
         };
         self.agent(pod).wait_flow(&what, wanted).expect("a flow")
     }
+}
+
+/// The identity of a service account in the lab's namespace `shop`.
+///
+/// # Panics
+/// When it is no name.
+#[must_use]
+pub fn identity(service_account: &str) -> Option<Identity> {
+    Some(
+        format!("spiffe://cluster.local/ns/shop/sa/{service_account}")
+            .parse()
+            .expect("an identity"),
+    )
+}
+
+/// Waits until a program has printed this many JSON lines with a field, and gives them.
+///
+/// # Panics
+/// When it does not.
+#[must_use]
+pub fn lines(program: &Process, field: &str, count: usize) -> Vec<Value> {
+    let what = format!("{count} lines with '{field}'");
+    weir_lab::poll(&what, weir_lab::PATIENCE, || {
+        let text = program.stdout();
+        let lines = String::from_utf8_lossy(&text);
+        let found: Vec<Value> = lines
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .filter(|value: &Value| value.get(field).is_some())
+            .collect();
+        Ok((found.len() >= count).then_some(found))
+    })
+    .expect("lines")
 }
 
 /// Starts a test program in a pod and waits until it listens.

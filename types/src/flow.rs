@@ -38,7 +38,7 @@ pub struct Flow {
     pub source: FlowPeer,
     /// The server that was chosen.
     pub destination: FlowPeer,
-    /// The address that the client asked for, where it is not the destination's (a service address).
+    /// The service address that the client asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_destination: Option<SocketAddr>,
     /// `namespace/name` of the service that the client asked for.

@@ -98,25 +98,45 @@ pub fn load(file: &Path) -> Result<ConfigFile, ConfigError> {
 /// # Errors
 /// When it is wrong.
 pub fn parse(file: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
-    let config = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+    let mut field = String::new();
+    let parsed = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
         let mut track = serde_path_to_error::Track::new();
         let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
-        Ok(ConfigFile::deserialize(tracked).map_err(|error| (error, track.path().to_string())))
+        ConfigFile::deserialize(tracked).inspect_err(|_| field = track.path().to_string())
     });
-    let (error, field) = match config {
-        Ok(Ok(config)) => {
+    match parsed {
+        Ok(config) => {
             check(&config).map_err(|problem| problem.in_file(file))?;
-            return Ok(config);
+            Ok(config)
         }
-        Ok(Err((error, field))) => (error, field),
-        Err(error) => (error, ".".to_owned()),
-    };
-    Err(Problem {
-        location: error.location().unwrap_or(Location::UNKNOWN),
-        field: if field == "." { "(file)".to_owned() } else { field },
-        problem: plain(&error),
+        Err(error) => {
+            let problem = plain(&error);
+            let top = field.is_empty() || field == ".";
+            // The parser is somewhere behind the last field when it finds that one of the file itself is missing.
+            let missing = top && problem.starts_with("missing field");
+            let at = if missing {
+                Position { line: 1, column: 1 }
+            } else {
+                position(&error)
+            };
+            // `Spanned` puts a step of its own, `value`, into the path; no field of the file has that name.
+            let field = if top {
+                "(file)".to_owned()
+            } else {
+                field.replace(".value", "")
+            };
+            Err(ConfigError::Contents {
+                file: file.to_owned(),
+                at,
+                field,
+                problem,
+            })
+        }
     }
-    .in_file(file))
+}
+
+fn position(error: &serde_saphyr::Error) -> Position {
+    error.location().unwrap_or(Location::UNKNOWN).into()
 }
 
 /// The message alone: where it is stands beside it.

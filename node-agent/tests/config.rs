@@ -1,0 +1,189 @@
+//! What a wrong configuration file is told: one error, with file, line, field and what was expected.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is its result")]
+
+use weir_agent::config;
+
+const GOOD: &str = "\
+node: n1
+trustDomain: cluster.local
+ca: { dir: /ca }
+pods:
+- { uid: w1, namespace: a, serviceAccount: x, netns: /run/netns/w1 }
+workloads:
+- { uid: w1, namespace: a, serviceAccount: x, addresses: [10.0.0.1], node: n1 }
+- { uid: w2, namespace: a, serviceAccount: y, addresses: [10.0.0.2], node: n2 }
+services:
+- name: s
+  namespace: a
+  addresses: [10.96.0.1]
+  ports: [{ port: 80 }]
+  endpoints:
+  - { workload: w1 }
+";
+
+#[test]
+fn a_right_file_is_accepted() {
+    config::parse("weir.yaml".as_ref(), GOOD).unwrap();
+}
+
+#[test]
+fn a_wrong_file_is_told_where_and_what_was_expected() {
+    // replaced, by, line, field, in the message
+    let table = [
+        ("node: n1\n", "node: 7: 8\n", 1, "", ""),
+        ("node: n1\n", "", 1, "node", "missing"),
+        ("node: n1\n", "nodes: n1\n", 1, "nodes", "unknown field"),
+        (
+            "trustDomain: cluster.local",
+            "trustDomain: Cluster",
+            2,
+            "trustDomain",
+            "a trust domain is",
+        ),
+        (
+            "ca: { dir: /ca }",
+            "ca: {}",
+            3,
+            "ca",
+            "expected 'dir', or 'certificate' and 'key'",
+        ),
+        ("ca: { dir: /ca }", "ca: { certificate: /c }", 3, "ca", "both"),
+        (
+            "ca: { dir: /ca }",
+            "ca: { dir: /ca }\ncertificates: { lifetime: 1s }",
+            4,
+            "certificates.lifetime",
+            "10s to 7d",
+        ),
+        (
+            "ca: { dir: /ca }",
+            "ca: { dir: /ca }\ncertificates: { lifetime: soon }",
+            4,
+            "certificates.lifetime",
+            "24h",
+        ),
+        (
+            "ca: { dir: /ca }",
+            "ca: { dir: /ca }\nmtls: { mode: LAX }",
+            4,
+            "mtls.mode",
+            "STRICT",
+        ),
+        (
+            "uid: w1, namespace: a, serviceAccount: x, netns",
+            "uid: w9, namespace: a, serviceAccount: x, netns",
+            5,
+            "pods[0].uid",
+            "'w9'",
+        ),
+        (
+            "namespace: a, serviceAccount: x, netns",
+            "namespace: b, serviceAccount: x, netns",
+            5,
+            "pods[0].namespace",
+            "'a'",
+        ),
+        (
+            "uid: w1, namespace: a, serviceAccount: x, netns",
+            "uid: w2, namespace: a, serviceAccount: y, netns",
+            5,
+            "pods[0].uid",
+            "of node 'n1'",
+        ),
+        (
+            "addresses: [10.0.0.2]",
+            "addresses: [10.0.0.1]",
+            8,
+            "workloads[1].addresses",
+            "10.0.0.1 is also w1's",
+        ),
+        (
+            "addresses: [10.0.0.2]",
+            "addresses: [10.0.0]",
+            8,
+            "workloads[1].addresses",
+            "IP address",
+        ),
+        (
+            "addresses: [10.0.0.2]",
+            "addresses: []",
+            8,
+            "workloads[1].addresses",
+            "at least one",
+        ),
+        (
+            "addresses: [10.0.0.2]",
+            "addresses: [127.0.0.1]",
+            8,
+            "workloads[1].addresses",
+            "unicast",
+        ),
+        ("uid: w2", "uid: w1", 8, "workloads[1].uid", "stands above"),
+        (
+            "serviceAccount: y",
+            "serviceAccount: Y",
+            8,
+            "workloads[1].namespace, serviceAccount",
+            "service account",
+        ),
+        ("port: 80", "port: 0", 13, "services[0].ports[0].port", "nonzero"),
+        ("port: 80", "port: 70000", 13, "services[0].ports[0].port", "u16"),
+        (
+            "{ workload: w1 }",
+            "{ workload: w9 }",
+            15,
+            "services[0].endpoints[0]",
+            "'w9'",
+        ),
+        (
+            "{ workload: w1 }",
+            "{ }",
+            15,
+            "services[0].endpoints[0]",
+            "either 'workload' or 'address'",
+        ),
+        (
+            "addresses: [10.96.0.1]",
+            "addresses: [10.0.0.1]",
+            10,
+            "services[0].addresses",
+            "10.0.0.1",
+        ),
+    ];
+    for (old, new, line, field, message) in table {
+        assert!(GOOD.contains(old), "{old}");
+        let text = GOOD.replacen(old, new, 1);
+        let error = config::parse("weir.yaml".as_ref(), &text)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with(&format!("weir.yaml:{line}:")),
+            "{new}: line {line} in: {error}"
+        );
+        assert!(
+            error.contains(field) && error.contains(message),
+            "{new}: {field}, {message} in: {error}"
+        );
+        assert!(!error.contains('\n'), "one line: {error}");
+    }
+}
+
+#[test]
+fn the_schema_names_every_top_level_field() {
+    let schema = config::schema();
+    for field in [
+        "node",
+        "trustDomain",
+        "ca",
+        "mtls",
+        "pods",
+        "workloads",
+        "services",
+        "flows",
+        "metrics",
+        "api",
+    ] {
+        assert!(schema["properties"][field].is_object(), "{field} in {schema:#}");
+    }
+    assert_eq!(schema["additionalProperties"], false);
+}
