@@ -40,7 +40,12 @@ pub(crate) fn run_all(filter: Option<&str>) -> Result<()> {
 
 fn test(kind: &[&str], filter: Option<&str>) -> Result<()> {
     let mut command = cargo("test");
-    command.args(SELECTION).args(kind).args(filter);
+    // One broken test binary must not hide what the next would say.
+    command
+        .args(SELECTION)
+        .arg("--no-fail-fast")
+        .args(kind)
+        .args(filter);
     run(command.env("WEIR_TEST_VENV", tools().join("venv")))
 }
 
