@@ -180,6 +180,10 @@ impl<H: Handler> Server<H> {
         identity: &Identity,
     ) {
         let end = End { pod, local, peer };
+        if self.settings.drain.is_cancelled() {
+            self.refuse_handshake(&end, Reason::Shutdown, false);
+            return;
+        }
         let Some(permit) = self.settings.limiter.acquire(peer.ip()) else {
             // No linger: the point is to spend nothing.
             let _ = socket.set_zero_linger();

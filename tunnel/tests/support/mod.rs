@@ -22,6 +22,7 @@ use rcgen::{
     SanType,
 };
 use rustls_pki_types::CertificateDer;
+use sha2::Digest as _;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -314,30 +315,36 @@ pub async fn path(pool: &Pool, server: &TestServer, listener: &TcpListener) -> P
 
 /// An authority that issues whatever a test wants.
 pub struct TestIssuer {
-    pub issuer: CertifiedIssuer<'static, KeyPair>,
+    pub issuer: Arc<CertifiedIssuer<'static, KeyPair>>,
     pub roots: Vec<CertificateDer<'static>>,
     pub change: Box<dyn Fn(&mut CertificateParams) + Send + Sync>,
 }
 
-pub fn root(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+pub fn root(name: &str) -> Arc<CertifiedIssuer<'static, KeyPair>> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    Arc::new(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
 }
 
 impl TestIssuer {
     pub fn new(
-        issuer: CertifiedIssuer<'static, KeyPair>,
+        issuer: &Arc<CertifiedIssuer<'static, KeyPair>>,
         change: impl Fn(&mut CertificateParams) + Send + Sync + 'static,
     ) -> Self {
         let roots = vec![issuer.der().clone()];
         Self {
-            issuer,
+            issuer: issuer.clone(),
             roots,
             change: Box::new(change),
         }
+    }
+
+    /// Trusts these instead of its own root.
+    pub fn trusting(mut self, roots: &[&Arc<CertifiedIssuer<'static, KeyPair>>]) -> Self {
+        self.roots = roots.iter().map(|root| root.der().clone()).collect();
+        self
     }
 }
 
@@ -356,13 +363,13 @@ impl Issuer for TestIssuer {
         ];
         (self.change)(&mut params);
         let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &*self.issuer).unwrap();
+        let certificate = params.signed_by(&key, &**self.issuer).unwrap();
         Ok(Issued {
             chain: vec![certificate.der().clone()],
             key: WorkloadKey::from_pkcs8(key.serialize_der()),
             not_before: SystemTime::now(),
             not_after: SystemTime::now() + lifetime,
-            serial: "00".into(),
+            serial: format!("{:x}", rand::random::<u64>()).into(),
         })
     }
 
@@ -371,7 +378,7 @@ impl Issuer for TestIssuer {
     }
 
     fn fingerprint(&self) -> [u8; 32] {
-        [0; 32]
+        sha2::Sha256::digest(self.issuer.der()).into()
     }
 }
 
