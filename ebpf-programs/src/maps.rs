@@ -120,7 +120,7 @@ pub(crate) fn first_denial(key: &FlowKey, now_ns: u64) -> bool {
     {
         return false;
     }
-    let _ = DENIALS.insert(key, &now_ns, 0);
+    let _ = DENIALS.insert(key, now_ns, 0);
     true
 }
 

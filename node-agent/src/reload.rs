@@ -161,6 +161,7 @@ fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
         ("api", old.api != new.api),
         ("metrics", old.metrics != new.metrics),
         ("flows", old.flows != new.flows),
+        ("workerThreads", old.worker_threads != new.worker_threads),
     ];
     fields
         .into_iter()

@@ -1,7 +1,10 @@
 //! STRICT and PERMISSIVE.
 
 use weir_e2e::{Mesh, identity, run, serve};
-use weir_lab::{PodSpec, Spawn as _, config::Mode};
+use weir_lab::{
+    PodSpec, Spawn as _,
+    config::{Mode, MtlsConfig},
+};
 use weir_types::{FlowEvent, FlowPath, FlowVerdict, Reason, TrafficDirection};
 
 #[test]
@@ -35,27 +38,18 @@ fn permissive_accepts_plaintext_and_shows_the_application_its_client() {
 
 #[test]
 fn strict_refuses_plaintext_with_a_reset_at_each_scope_and_still_accepts_mutual_tls() {
-    let scopes: [(&str, fn(&mut weir_lab::AgentConfig)); 3] = [
-        ("mesh", |config| {
-            config.mtls.get_or_insert_default().mode = Mode::Strict
+    type Change = fn(&mut MtlsConfig);
+    let scopes: [(&str, Change); 3] = [
+        ("mesh", |mtls| mtls.mode = Mode::Strict),
+        ("namespace", |mtls| {
+            drop(mtls.namespaces.insert("shop".to_owned(), Mode::Strict))
         }),
-        ("namespace", |config| {
-            config
-                .mtls
-                .get_or_insert_default()
-                .namespaces
-                .insert("shop".to_owned(), Mode::Strict);
-        }),
-        ("workload", |config| {
-            config
-                .mtls
-                .get_or_insert_default()
-                .workloads
-                .insert("shop-c".to_owned(), Mode::Strict);
+        ("workload", |mtls| {
+            drop(mtls.workloads.insert("shop-c".to_owned(), Mode::Strict))
         }),
     ];
     for (scope, change) in scopes {
-        let mesh = Mesh::with("strict", change);
+        let mesh = Mesh::with("strict", |config| change(config.mtls.get_or_insert_default()));
         let plain = mesh
             .lab
             .add_pod(PodSpec::new("node1", "shop", "plain").outside_mesh())

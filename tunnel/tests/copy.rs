@@ -1,6 +1,10 @@
 //! What applications at both ends see: half-closes, resets, slow readers.
 
-#![allow(clippy::unwrap_used, reason = "a failed assertion is what a test is for")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failed assertion is what a test is for"
+)]
 
 mod support;
 
@@ -235,37 +239,120 @@ async fn a_slow_reader_of_small_messages_does_not_cost_its_neighbours_the_connec
     let store = store(authority());
     let server = TestServer::start(&store).await;
     let (listener, _) = application().await;
-    let pool = pool(&store);
-    let mut slow = path(&pool, &server, &listener).await;
-    let mut neighbour = path(&pool, &server, &listener).await;
-    // Fill the server application's socket, so that single bytes stay in the tunnel as frames of their own.
-    fill(&mut slow.client).await;
     let (mut send, driver) = raw_h2(&store, server.address).await;
-    let uri = listener.local_addr().unwrap().to_string();
-    let request = http::Request::builder()
-        .method("CONNECT")
-        .uri(uri)
-        .body(())
-        .unwrap();
-    let (answer, mut stream) = send.send_request(request, false).unwrap();
-    let (answer, accepted) = tokio::join!(answer, listener.accept());
-    assert_eq!(answer.unwrap().status(), 200);
-    let _unread = accepted.unwrap();
-    // 200,000 frames of one byte would spend h2's budget six times over.
-    for index in 0..200_000_u32 {
-        stream.send_data(vec![index as u8].into(), false).unwrap();
+    let mut open = async || {
+        let uri = listener.local_addr().unwrap().to_string();
+        let request = http::Request::builder()
+            .method("CONNECT")
+            .uri(uri)
+            .body(())
+            .unwrap();
+        let (answer, stream) = send.send_request(request, false).unwrap();
+        let (answer, accepted) = tokio::join!(answer, listener.accept());
+        assert_eq!(answer.unwrap().status(), 200);
+        (stream, accepted.unwrap().0)
+    };
+    let (mut slow, mut unread) = open().await;
+    let (mut neighbour, mut read) = open().await;
+
+    // Until the application's socket is full, but not the stream's window.
+    let delivered = || {
+        server.handler.counters.lock().unwrap()[0]
+            .received
+            .load(Ordering::Relaxed)
+    };
+    let mut sent = 0;
+    let full = async {
+        loop {
+            slow.send_data(vec![1; 65536].into(), false).unwrap();
+            sent += 65536;
+            while delivered() < sent {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    };
+    // It never ends by itself; what it sent last stays in the tunnel.
+    let () = {
+        tokio::pin!(full);
+        let mut last = delivered();
+        loop {
+            assert!(
+                tokio::time::timeout(Duration::from_millis(200), &mut full)
+                    .await
+                    .is_err()
+            );
+            let now = delivered();
+            if now == last {
+                break;
+            }
+            last = now;
+        }
+    };
+    // Frames of one byte, which would spend h2's budget three times over were they left in h2.
+    for index in 0..100_000_u64 {
+        slow.send_data(vec![1].into(), false).unwrap();
+        sent += 1;
         if index % 1000 == 0 {
-            tokio::task::yield_now().await;
+            neighbour.send_data(vec![2].into(), false).unwrap();
+            assert_eq!(within(read.read_u8()).await.unwrap(), 2, "after {index}");
         }
     }
-    eventually("all frames are taken", || {
-        let counters = server.handler.counters.lock().unwrap();
-        counters[2].received.load(Ordering::Relaxed) == 200_000
-    })
-    .await;
+    slow.send_data(Vec::new().into(), true).unwrap();
+    let mut rest = Vec::new();
+    within(unread.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest.len() as u64, sent, "nothing is lost");
     assert!(!driver.is_finished(), "the connection goes on");
-    neighbour.client.write_all(b"x").await.unwrap();
-    assert_eq!(within(neighbour.server.read_u8()).await.unwrap(), b'x');
+}
+
+#[tokio::test]
+async fn a_plain_copy_passes_half_closes_and_resets_on() {
+    use weir_tunnel::copy::{Counters, copy_plain};
+    let start = async || {
+        let ((near, first), (second, far)) = (pair().await, pair().await);
+        let counters = std::sync::Arc::new(Counters::default());
+        let counted = counters.clone();
+        let copy = tokio::spawn(async move { copy_plain(first, second, &counted).await });
+        (near, far, copy, counters)
+    };
+
+    let (mut near, mut far, copy, counters) = start().await;
+    let request = vec![1; 5_000_000];
+    let send = async {
+        near.write_all(&request).await.unwrap();
+        near.shutdown().await.unwrap();
+    };
+    let mut received = Vec::new();
+    let ((), read) = within(async { tokio::join!(send, far.read_to_end(&mut received)) }).await;
+    assert_eq!(read.unwrap(), request.len());
+    far.write_all(b"answer").await.unwrap();
+    far.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    within(near.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, b"answer");
+    assert_eq!(within(copy).await.unwrap().ended, Reason::None);
+    assert_eq!(counters.sent.load(Ordering::Relaxed), 5_000_000);
+    assert_eq!(counters.received.load(Ordering::Relaxed), 6);
+
+    // While the other side is full, so that nothing is read.
+    let (mut near, mut far, copy, _) = start().await;
+    fill(&mut near).await;
+    near.set_zero_linger().unwrap();
+    drop(near);
+    assert_eq!(within(copy).await.unwrap().ended, Reason::ApplicationReset);
+    let mut rest = Vec::new();
+    let error = within(far.read_to_end(&mut rest)).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+
+    let (mut near, mut far, copy, _) = start().await;
+    near.write_all(b"x").await.unwrap();
+    far.read_u8().await.unwrap();
+    copy.abort();
+    for end in [&mut near, &mut far] {
+        assert_eq!(
+            within(end.read_u8()).await.unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionReset
+        );
+    }
 }
 
 /// Writes until nothing was taken for a while: all buffers on the way are full.

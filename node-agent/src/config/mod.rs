@@ -51,6 +51,9 @@ pub struct ConfigFile {
     /// Recorded flows. Fixed at start.
     #[serde(default)]
     pub flows: FlowsConfig,
+    /// Threads that carry connections; half of the node's processors if absent, at least one. Fixed at start.
+    #[serde(default)]
+    pub worker_threads: Option<std::num::NonZeroU16>,
     /// Whether workloads accept plaintext. Workload over namespace over mesh.
     #[serde(default)]
     pub mtls: MtlsConfig,

@@ -34,10 +34,13 @@ impl TunnelStream {
 
     /// What an error of the stream means.
     pub(crate) fn failure(&self, error: &h2::Error) -> Reason {
-        if error.is_reset() && error.is_remote() {
-            Reason::TunnelReset
-        } else {
-            self.connection().ended().unwrap_or(Reason::TunnelBroken)
+        let of_connection = error.is_io() || error.is_go_away();
+        match self.connection().ended() {
+            _ if error.is_reset() && error.is_remote() => Reason::TunnelReset,
+            Some(reason) => reason,
+            None if of_connection => Reason::TunnelBroken,
+            // h2 calls it the user's error to send on a stream that the peer has reset.
+            None => Reason::TunnelReset,
         }
     }
 }

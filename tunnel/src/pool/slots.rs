@@ -73,6 +73,9 @@ impl Slots {
                 return Acquired::Client(client.clone(), guard);
             }
         }
+        // Only an attempt whose task died is still here after its end.
+        slot.attempts
+            .retain(|attempt| attempt.shared.sender.borrow().is_none());
         for attempt in &slot.attempts {
             if attempt.shared.waiting.fetch_add(1, Ordering::Relaxed) < CLIENT_STREAMS as usize {
                 return Acquired::Wait(attempt.clone());
