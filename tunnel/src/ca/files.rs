@@ -187,8 +187,8 @@ fn read_key(path: &Path) -> Result<Zeroizing<KeyPair>, CaError> {
     let malformed = |_| CaError::MalformedKey {
         path: path.to_owned(),
     };
-    let der = PrivateKeyDer::from_pem_slice(&text).map_err(malformed)?;
-    KeyPair::try_from(&der)
+    let der = Zeroizing::new(PrivateKeyDer::from_pem_slice(&text).map_err(malformed)?);
+    KeyPair::try_from(&*der)
         .map(Zeroizing::new)
         .map_err(|_| CaError::MalformedKey {
             path: path.to_owned(),

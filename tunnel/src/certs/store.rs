@@ -9,6 +9,7 @@ use std::{
 use jiff::Timestamp;
 use rustls::{
     ClientConfig, ServerConfig,
+    crypto::aws_lc_rs::sign::any_supported_type,
     sign::CertifiedKey,
     time_provider::{DefaultTimeProvider, TimeProvider},
 };
@@ -336,9 +337,8 @@ impl Drop for Entry {
 
 impl Current {
     pub(super) fn new(issued: &Issued, issuer: [u8; 32], now: SystemTime) -> Result<Self, IssueError> {
-        let signer = PROVIDER
-            .key_provider
-            .load_private_key(issued.key.der().clone_key());
+        // By reference: the provider's own loader would take a copy that nobody wipes.
+        let signer = any_supported_type(issued.key.der());
         let key = CertifiedKey::new(issued.chain.clone(), signer.map_err(|_| IssueError::Malformed)?);
         key.keys_match().map_err(|_| IssueError::Malformed)?;
         let remaining = issued
