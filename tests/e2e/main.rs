@@ -2,8 +2,12 @@
 //! flow was recorded.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
+mod attacks;
 mod clients;
 mod lifecycle;
 mod modes;
+mod operations;
 mod paths;
+mod programs;
+mod rotation;
 mod volume;

@@ -42,10 +42,10 @@ fn strict_refuses_plaintext_with_a_reset_at_each_scope_and_still_accepts_mutual_
     let scopes: [(&str, Change); 3] = [
         ("mesh", |mtls| mtls.mode = Mode::Strict),
         ("namespace", |mtls| {
-            drop(mtls.namespaces.insert("shop".to_owned(), Mode::Strict))
+            let _ = mtls.namespaces.insert("shop".to_owned(), Mode::Strict);
         }),
         ("workload", |mtls| {
-            drop(mtls.workloads.insert("shop-c".to_owned(), Mode::Strict))
+            let _ = mtls.workloads.insert("shop-c".to_owned(), Mode::Strict);
         }),
     ];
     for (scope, change) in scopes {
