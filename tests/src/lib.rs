@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: a mesh of two nodes with agents, and questions about what was recorded.
 #![allow(clippy::expect_used, reason = "a failed step of a test is its result")]
 
+pub mod packet;
+
 use std::net::SocketAddr;
 
 use serde_json::Value;
