@@ -1,18 +1,19 @@
 //! `weir flows`.
 
-use std::{fmt::Write as _, io::Write as _};
+use std::io::Write as _;
 
 use clap::{Args, ValueEnum};
-use jiff::tz::TimeZone;
 use weir_types::{
-    Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Reason, TrafficDirection,
+    FlowVerdict,
     api::{FlowsRequest, Request, Response},
 };
 
-use crate::{
-    client::Agent,
-    style::{BAD, BOLD, DIM, GOOD, WARN, bytes, duration, paint},
+use weir::{
+    line::compact,
+    style::{WARN, paint},
 };
+
+use crate::client::Agent;
 
 /// Shows recorded flows.
 #[derive(Debug, Args)]
@@ -103,135 +104,5 @@ impl Flows {
             out.flush()?;
             Ok(())
         })
-    }
-}
-
-/// One line for a person: when, what, who to whom, how, and what it carried or why it was refused.
-fn compact(flow: &Flow) -> String {
-    let time = flow.time.to_zoned(TimeZone::system()).strftime("%H:%M:%S%.3f");
-    let mark = match flow.event {
-        FlowEvent::Open => paint(GOOD, "OPEN   "),
-        FlowEvent::Close if flow.reason == Reason::None => paint(DIM, "CLOSE  "),
-        FlowEvent::Close => paint(WARN, "CLOSE  "),
-        FlowEvent::Refused if flow.verdict == FlowVerdict::Denied => paint(BAD, "DENIED "),
-        FlowEvent::Refused => paint(BAD, "FAILED "),
-    };
-    let arrow = match flow.direction {
-        TrafficDirection::Egress => "->",
-        TrafficDirection::Ingress => "=>",
-    };
-    let mut line = format!(
-        "{time} {mark} {} {arrow} {}",
-        end(&flow.source),
-        end(&flow.destination)
-    );
-    // Writing to a String does not fail.
-    if let Some(service) = &flow.service {
-        let _ = write!(line, " via {service}");
-        if let Some(asked) = flow.original_destination {
-            let _ = write!(line, ":{}", asked.port());
-        }
-    }
-    let path = match flow.path {
-        FlowPath::Tunnel => paint(GOOD, "mTLS"),
-        FlowPath::Plaintext => paint(WARN, "plaintext"),
-        FlowPath::Kernel => paint(WARN, "plaintext (not through the agent)"),
-        FlowPath::Nowhere => String::new(),
-    };
-    if !path.is_empty() && flow.event != FlowEvent::Refused {
-        let _ = write!(line, "  {path}");
-    }
-    if flow.event == FlowEvent::Close {
-        let _ = write!(
-            line,
-            "  {} out, {} in, {}",
-            bytes(flow.bytes_sent),
-            bytes(flow.bytes_received),
-            duration(flow.duration_us)
-        );
-        if let Some(rtt) = flow.rtt_us {
-            let _ = write!(line, ", rtt {}", duration(rtt.into()));
-        }
-        if let Some(count) = flow.retransmits.filter(|count| *count > 0) {
-            let _ = write!(line, ", {}", paint(WARN, format_args!("{count} retransmits")));
-        }
-    }
-    if flow.reason != Reason::None {
-        let _ = write!(
-            line,
-            "  {}: {}",
-            paint(BAD, flow.reason),
-            flow.reason.explanation()
-        );
-        if let Some(detail) = &flow.detail {
-            let _ = write!(line, " ({detail})");
-        }
-    }
-    if let Some(process) = &flow.process {
-        let _ = write!(
-            line,
-            "  {}",
-            paint(DIM, format_args!("{}[{}]", process.name, process.pid))
-        );
-    }
-    line
-}
-
-/// `namespace/pod:port (service account)`, or the address where no workload is known.
-fn end(peer: &FlowPeer) -> String {
-    let port = peer.address.port();
-    let name = match (&peer.namespace, &peer.pod) {
-        (Some(namespace), Some(pod)) => format!("{namespace}/{pod}:{port}"),
-        _ => peer.address.to_string(),
-    };
-    let who = match &peer.identity {
-        Some(identity) => format!("({})", identity.service_account()),
-        None => "(no identity)".to_owned(),
-    };
-    format!("{} {}", paint(BOLD, name), paint(DIM, who))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn flow() -> Flow {
-        serde_json::from_value(serde_json::json!({
-            "sequence": 1, "time": "2026-01-01T00:00:00Z", "node": "n", "connection": 1, "event": "close",
-            "verdict": "forwarded", "reason": "none", "direction": "egress", "path": "tunnel",
-            "source": {"address": "10.0.0.1:4000", "identity": "spiffe://cluster.local/ns/shop/sa/web", "namespace": "shop", "pod": "web-0"},
-            "destination": {"address": "10.0.1.1:80"},
-            "service": "shop/api", "originalDestination": "10.96.0.1:8080",
-            "bytesSent": 58, "bytesReceived": 2048, "durationUs": 6906, "rttUs": 292, "retransmits": 0,
-            "process": {"pid": 7, "name": "curl"},
-        }))
-        .unwrap()
-    }
-
-    fn plain(flow: &Flow) -> String {
-        anstream::adapter::strip_str(&compact(flow)).to_string()
-    }
-
-    #[test]
-    fn a_line_says_who_talked_to_whom_how_and_how_much() {
-        let line = plain(&flow());
-        let wanted = "CLOSE   shop/web-0:4000 (web) -> 10.0.1.1:80 (no identity) via shop/api:8080  mTLS  \
-                      58 B out, 2.0 KiB in, 6.9ms, rtt 292us  curl[7]";
-        assert!(line.ends_with(wanted), "{line}");
-    }
-
-    #[test]
-    fn a_refusal_says_why() {
-        let refused = Flow {
-            event: FlowEvent::Refused,
-            verdict: FlowVerdict::Denied,
-            reason: Reason::PlaintextToStrict,
-            ..flow()
-        };
-        let line = plain(&refused);
-        assert!(
-            line.contains(" DENIED ") && line.contains("plaintext_to_strict: The workload accepts"),
-            "{line}"
-        );
     }
 }

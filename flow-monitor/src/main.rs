@@ -4,7 +4,6 @@
 mod client;
 mod flows;
 mod status;
-mod style;
 mod workloads;
 
 use std::{io, path::PathBuf, process::ExitCode};

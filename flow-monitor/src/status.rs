@@ -10,10 +10,9 @@ use weir_types::{
     api::{Request, Response, Status as State},
 };
 
-use crate::{
-    client::Agent,
-    style::{BAD, BOLD, GOOD, WARN, duration, paint},
-};
+use weir::style::{BAD, BOLD, GOOD, WARN, duration, paint};
+
+use crate::client::Agent;
 
 /// Shows the agent's state.
 #[derive(Debug, Args)]

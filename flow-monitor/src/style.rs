@@ -2,19 +2,26 @@
 
 use anstyle::{AnsiColor, Style};
 
-pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
-pub(crate) const BAD: Style = AnsiColor::Red.on_default();
-pub(crate) const WARN: Style = AnsiColor::Yellow.on_default();
-pub(crate) const DIM: Style = Style::new().dimmed();
-pub(crate) const BOLD: Style = Style::new().bold();
+/// As it should be.
+pub const GOOD: Style = AnsiColor::Green.on_default();
+/// Refused or broken.
+pub const BAD: Style = AnsiColor::Red.on_default();
+/// Worth a look.
+pub const WARN: Style = AnsiColor::Yellow.on_default();
+/// Of less interest.
+pub const DIM: Style = Style::new().dimmed();
+/// What a line is about.
+pub const BOLD: Style = Style::new().bold();
 
 /// Text in a style.
-pub(crate) fn paint(style: Style, text: impl std::fmt::Display) -> String {
+#[must_use]
+pub fn paint(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
 /// Bytes as a person reads them, powers of 1024.
-pub(crate) fn bytes(count: u64) -> String {
+#[must_use]
+pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if count < 1024 {
         return format!("{count} B");
@@ -29,7 +36,8 @@ pub(crate) fn bytes(count: u64) -> String {
 }
 
 /// Microseconds as a person reads them.
-pub(crate) fn duration(us: u64) -> String {
+#[must_use]
+pub fn duration(us: u64) -> String {
     match us {
         0..1_000 => format!("{us}us"),
         1_000..1_000_000 => format!("{:.1}ms", us as f64 / 1e3),

@@ -44,7 +44,7 @@ fn the_command_line_shows_flows_status_and_workloads() {
     assert!(
         lines
             .lines()
-            .any(|l| l.contains("CLOSE") && l.contains("shop/a:") && l.contains("(c)  mTLS")),
+            .any(|l| l.contains("CLOSE") && l.contains("shop/a:") && l.contains("sa/c)  mTLS")),
         "{lines}"
     );
     assert!(

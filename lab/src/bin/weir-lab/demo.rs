@@ -13,10 +13,11 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
+use weir::style::bytes;
 use weir_lab::{Agent, Findings, Lab, Pod, PodSpec, config::ServiceConfig, run, signal};
 use weir_types::{Flow, FlowEvent, FlowPath, TrafficDirection};
 
-use crate::narrator::{Narrator, bytes};
+use crate::narrator::Narrator;
 
 /// The tunnel's port; nothing else may pass between the nodes.
 const TUNNEL_PORT: u16 = 15008;
