@@ -107,9 +107,11 @@ impl Serve {
             tracing::debug!(%error, "the connection ended at once");
             return;
         }
-        let _count = pod.count();
         match slot {
-            ListenerSlot::OUTBOUND => outbound::carry(self, pod, accepted).await,
+            ListenerSlot::OUTBOUND => {
+                let _count = pod.count();
+                outbound::carry(self, pod, accepted).await;
+            }
             ListenerSlot::HBONE
                 if pod.has(accepted.local.ip()) && accepted.local.port() == weir_abi::HBONE_PORT =>
             {
@@ -119,6 +121,7 @@ impl Serve {
                     .await;
             }
             ListenerSlot::PLAINTEXT if pod.has(accepted.local.ip()) => {
+                let _count = pod.count();
                 plaintext::carry(&self.node, pod, accepted).await;
             }
             // Somebody inside the pod found the port that the listener is bound to.
