@@ -108,6 +108,10 @@ reasons! {
     Shutdown = 34, "shutdown", "The agent was shutting down.";
     /// The kernel's program met something that it cannot handle.
     Internal = 35, "internal", "The agent met something that it cannot handle; please report it with its log.";
+    /// An application reads too slowly while the agent is short of memory for waiting data.
+    SlowReader = 36, "slow_reader", "The application did not read, and the agent had no more memory for what waits for such applications.";
+    /// The agent carries too many connections of the pod.
+    ConnectionLimit = 37, "connection_limit", "The agent already carries as many connections of this pod as it may have descriptors.";
 }
 
 #[cfg(feature = "user")]

@@ -46,6 +46,8 @@ pub struct Node {
     pub drain: CancellationToken,
     /// Rises by one with each configuration applied.
     pub generation: AtomicU32,
+    /// Sockets that one pod may have accepted from its listeners at once.
+    sockets_per_pod: u64,
     pods: RwLock<Pods>,
 }
 
@@ -69,12 +71,27 @@ pub struct Pod {
     pub left: CancellationToken,
     /// Connections open through the agent.
     pub connections: AtomicU64,
+    /// Sockets accepted from its listeners, open now.
+    pub accepted: AtomicU64,
     /// Verdicts cached in the kernel: under which generation, and how many.
     pub verdicts: (AtomicU32, AtomicU32),
 }
 
 /// Counts a connection of a pod until it is dropped.
 pub struct ConnectionCount(Arc<Pod>);
+
+/// Counts an accepted socket of a pod until it is dropped.
+pub struct AcceptedCount(Arc<Pod>);
+
+/// Descriptors for each connection at most: both sockets, and one for its statistics. So one pod can take no more than
+/// all of them, and what its listeners accept always finds a way on.
+const DESCRIPTORS: u64 = 3;
+
+fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::MAX)
+}
 
 // === impl Node ===
 
@@ -99,6 +116,7 @@ impl Node {
             handshakes: HandshakeLimiter::default(),
             drain: CancellationToken::new(),
             generation: AtomicU32::new(0),
+            sockets_per_pod: descriptor_limit() / DESCRIPTORS,
             pods: RwLock::default(),
         }
     }
@@ -119,6 +137,14 @@ impl Node {
     #[must_use]
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.read().by_uid.values().cloned().collect()
+    }
+
+    /// Room for another socket accepted from a pod's listeners, unless it has as many as it may.
+    #[must_use]
+    pub fn admit(&self, pod: &Arc<Pod>) -> Option<AcceptedCount> {
+        let before = pod.accepted.fetch_add(1, Ordering::Relaxed);
+        let count = AcceptedCount(pod.clone());
+        (before < self.sockets_per_pod).then_some(count)
     }
 
     /// Adds an enrolled pod.
@@ -170,6 +196,7 @@ impl Pod {
             mode: watch::Sender::new(local.mode),
             left: CancellationToken::new(),
             connections: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
             verdicts: (AtomicU32::new(0), AtomicU32::new(0)),
         }
     }
@@ -191,6 +218,12 @@ impl Pod {
     pub fn count(self: &Arc<Self>) -> ConnectionCount {
         self.connections.fetch_add(1, Ordering::Relaxed);
         ConnectionCount(self.clone())
+    }
+}
+
+impl Drop for AcceptedCount {
+    fn drop(&mut self) {
+        self.0.accepted.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -90,7 +90,7 @@ pub async fn carry(serve: &Serve, pod: &Arc<Pod>, accepted: Accepted) {
         .connection(&key)
         .filter(|conn| conn.kind == ConnKind::REDIRECT && conn.pod == pod.handle.0);
     let Some(conn) = registered else {
-        return serve.turn_away(pod, accepted);
+        return serve.turn_away(pod, accepted, Reason::Unregistered);
     };
     let Accepted { stream, peer, .. } = accepted;
     let original = conn.orig.socket_addr();

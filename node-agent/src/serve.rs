@@ -81,8 +81,13 @@ impl Serve {
                     continue;
                 }
             };
+            let Some(count) = self.node.admit(&pod) else {
+                self.refuse(&pod, stream);
+                continue;
+            };
             let (serve, pod) = (self.clone(), pod.clone());
             tokio::spawn(async move {
+                let _count = count;
                 let left = pod.left.clone();
                 tokio::select! {
                     () = serve.carry(&pod, slot, stream) => {}
@@ -125,12 +130,24 @@ impl Serve {
                 plaintext::carry(&self.node, pod, accepted).await;
             }
             // Somebody inside the pod found the port that the listener is bound to.
-            _ => self.turn_away(pod, accepted),
+            _ => self.turn_away(pod, accepted, Reason::Unregistered),
         }
     }
 
-    /// Closes a connection that no hook registered.
-    pub fn turn_away(&self, pod: &Pod, accepted: Accepted) {
+    /// Resets a connection that the pod may not have besides its others.
+    fn refuse(&self, pod: &Pod, stream: TcpStream) {
+        if let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) {
+            let accepted = Accepted {
+                stream,
+                peer: canonical(peer),
+                local: canonical(local),
+            };
+            self.turn_away(pod, accepted, Reason::ConnectionLimit);
+        }
+    }
+
+    /// Resets a connection at once: one that no hook registered, or one too many.
+    pub fn turn_away(&self, pod: &Pod, accepted: Accepted, reason: Reason) {
         let Accepted { stream, peer, local } = accepted;
         let source = FlowPeer::unknown(peer);
         let destination = pod.workload.verified_peer(local);
@@ -138,7 +155,7 @@ impl Serve {
             self.node
                 .flows
                 .connection(TrafficDirection::Ingress, FlowPath::Nowhere, source, destination);
-        flow.refuse(Reason::Unregistered, None);
+        flow.refuse(reason, None);
         sockets::reset(stream);
     }
 

@@ -193,11 +193,21 @@ fn the_schema_and_the_reference_in_docs_are_those_of_the_types() {
     let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
     let stored = std::fs::read_to_string(docs.join("agent.schema.json")).unwrap();
     let stored: serde_json::Value = serde_json::from_str(&stored).unwrap();
-    assert_eq!(stored, config::schema(), "run: weir-agent --schema > docs/agent.schema.json");
+    assert_eq!(
+        stored,
+        config::schema(),
+        "run: weir-agent --schema > docs/agent.schema.json"
+    );
     let reference = std::fs::read_to_string(docs.join("configuration.md")).unwrap();
     let definitions = config::schema()["$defs"].clone();
     let types = definitions.as_object().unwrap().values().chain([&stored]);
-    for field in types.filter_map(|t| t["properties"].as_object()).flat_map(|fields| fields.keys()) {
-        assert!(reference.contains(field.as_str()), "docs/configuration.md lacks '{field}'");
+    for field in types
+        .filter_map(|t| t["properties"].as_object())
+        .flat_map(|fields| fields.keys())
+    {
+        assert!(
+            reference.contains(field.as_str()),
+            "docs/configuration.md lacks '{field}'"
+        );
     }
 }

@@ -8,6 +8,7 @@ mod lifecycle;
 mod modes;
 mod operations;
 mod paths;
+mod peers;
 mod programs;
 mod rotation;
 mod volume;

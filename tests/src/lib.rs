@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, reason = "a failed step of a test is its result")]
 
 pub mod packet;
+pub mod peers;
 
 use std::net::SocketAddr;
 

@@ -145,6 +145,7 @@ async fn run(ends: &mut Ends, counters: &Counters) -> Reason {
         None => Reason::None,
         Some(Failed::Application) => Reason::ApplicationReset,
         Some(Failed::Reset) => Reason::TunnelReset,
+        Some(Failed::SlowReader) => Reason::SlowReader,
         Some(Failed::Tunnel(error)) => tunnel.failure(&error),
     }
 }
@@ -152,6 +153,7 @@ async fn run(ends: &mut Ends, counters: &Counters) -> Reason {
 enum Failed {
     Application,
     Reset,
+    SlowReader,
     Tunnel(h2::Error),
 }
 
@@ -303,7 +305,7 @@ impl Downward {
         while !self.end_of_stream {
             match tunnel.poll_data(cx) {
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Some(Ok(data))) => self.queue.push(data),
+                Poll::Ready(Some(Ok(data))) => self.queue.push(data).map_err(|_| Failed::SlowReader)?,
                 Poll::Ready(Some(Err(error))) => return Err(Failed::Tunnel(error)),
                 Poll::Ready(None) => self.end_of_stream = true,
             }

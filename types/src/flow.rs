@@ -171,6 +171,9 @@ impl FlowVerdict {
             | Reason::NoOwnCertificate
             | Reason::KeepAliveTimeout
             | Reason::Io
+            | Reason::SlowReader
+            | Reason::ConnectionLimit
+            | Reason::TableFull
             | Reason::Shutdown
             | Reason::Internal => Self::Failed,
             _ => Self::Denied,

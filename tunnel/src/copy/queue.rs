@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
+    sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -16,12 +17,32 @@ const COALESCE: usize = 16 * 1024;
 /// Pieces written at once; the kernel takes up to 1024, but sixty-four of them are large enough.
 const SLICES: usize = 64;
 
-/// Bytes in order. Its length is bounded by the stream's window, which the caller gives back.
+/// Bytes that all streams of the process together may hold for applications that do not read. A stream's window
+/// bounds what one holds; a peer with a valid certificate can open many.
+const TOTAL: usize = 512 * 1024 * 1024;
+
+/// What a stream may hold even then: a reader that is merely slow is not cut off for the sake of others.
+const FLOOR: usize = 64 * 1024;
+
+/// Bytes that all queues hold.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes in order. Its length is bounded by the stream's window, which the caller gives back, and by the memory for
+/// all of them together.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     pieces: VecDeque<Bytes>,
     /// Behind `pieces`: short pieces copied together.
     tail: BytesMut,
+    length: usize,
+}
+
+/// The process has no more memory for this queue.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OutOfMemory;
+
+fn is_too_much(total: usize, own: usize) -> bool {
+    total > TOTAL && own > FLOOR
 }
 
 impl Queue {
@@ -29,9 +50,14 @@ impl Queue {
         self.pieces.is_empty() && self.tail.is_empty()
     }
 
-    pub(super) fn push(&mut self, data: Bytes) {
+    pub(super) fn push(&mut self, data: Bytes) -> Result<(), OutOfMemory> {
         if data.is_empty() {
-            return;
+            return Ok(());
+        }
+        self.length += data.len();
+        let total = HELD.fetch_add(data.len(), Ordering::Relaxed) + data.len();
+        if is_too_much(total, self.length) {
+            return Err(OutOfMemory);
         }
         if data.len() < COALESCE && !self.is_empty() {
             self.tail.extend_from_slice(&data);
@@ -42,6 +68,7 @@ impl Queue {
             self.seal();
             self.pieces.push_back(data);
         }
+        Ok(())
     }
 
     fn seal(&mut self) {
@@ -81,6 +108,8 @@ impl Queue {
     }
 
     fn advance(&mut self, mut count: usize) {
+        self.length -= count;
+        HELD.fetch_sub(count, Ordering::Relaxed);
         while count > 0 {
             let Some(first) = self.pieces.front_mut() else {
                 return;
@@ -98,9 +127,29 @@ impl Queue {
     }
 }
 
+impl Drop for Queue {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.length, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_stream_that_holds_much_is_cut_off_when_all_together_hold_too_much() {
+        // held by all, by this one, cut off
+        let table = [
+            (TOTAL, TOTAL, false),
+            (TOTAL + 1, FLOOR, false),
+            (TOTAL + 1, FLOOR + 1, true),
+            (0, 0, false),
+        ];
+        for (total, own, expected) in table {
+            assert_eq!(is_too_much(total, own), expected, "{total} {own}");
+        }
+    }
 
     #[test]
     fn short_pieces_are_copied_together_and_order_is_kept() {
@@ -114,7 +163,7 @@ mod tests {
             };
             let piece: Vec<u8> = (0..length).map(|byte| (byte as u32 ^ index) as u8).collect();
             expected.extend_from_slice(&piece);
-            queue.push(piece.into());
+            queue.push(piece.into()).unwrap();
         }
         queue.seal();
         assert!(queue.pieces.len() < 40, "{}", queue.pieces.len());
