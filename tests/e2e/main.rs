@@ -4,6 +4,7 @@
 
 mod attacks;
 mod clients;
+mod halves;
 mod lifecycle;
 mod modes;
 mod operations;

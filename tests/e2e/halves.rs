@@ -1,0 +1,72 @@
+//! Half-closes and resets: a tunnelled connection ends as a plain TCP connection does.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpListener},
+    process::Command,
+};
+
+use weir_e2e::Mesh;
+use weir_lab::Spawn as _;
+use weir_types::{FlowEvent, Reason, TrafficDirection};
+
+#[test]
+fn a_server_that_closed_its_write_side_still_gets_what_the_client_sends_afterwards() {
+    let mesh = Mesh::new("server");
+    let listener = mesh.c.inside(|| Ok(TcpListener::bind("0.0.0.0:7000")?)).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"goodbye").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut late = String::new();
+        stream.read_to_string(&mut late).unwrap();
+        late
+    });
+    // Reads to the server's end first, and only then sends.
+    let script = format!(
+        "exec 3<>/dev/tcp/{}/7000; cat <&3; sleep 0.2; printf late >&3",
+        mesh.c.v4()
+    );
+    let mut client = Command::new("bash");
+    client.args(["-c", &script]);
+    let seen = mesh.a.run(client).unwrap().success().unwrap().text();
+    assert_eq!(seen, "goodbye");
+    assert_eq!(server.join().unwrap(), "late");
+    for (pod, direction) in [
+        (&mesh.a, TrafficDirection::Egress),
+        (&mesh.c, TrafficDirection::Ingress),
+    ] {
+        let flow = mesh.flow(pod, direction, FlowEvent::Close, 7000);
+        assert_eq!(
+            (flow.bytes_sent, flow.bytes_received, flow.reason),
+            (4, 7, Reason::None),
+            "{flow:?}"
+        );
+    }
+}
+
+#[test]
+fn a_client_that_died_resets_the_server() {
+    let mesh = Mesh::new("died");
+    let listener = mesh.c.inside(|| Ok(TcpListener::bind("0.0.0.0:7000")?)).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(stream.read(&mut buffer).unwrap(), 1);
+        stream.read(&mut buffer).map_err(|error| error.kind())
+    });
+    let client = mesh
+        .a
+        .testapp([
+            "connect",
+            &format!("{}:7000", mesh.c.v4()),
+            "--send",
+            "x",
+            "--hold-ms",
+            "300",
+            "--reset",
+        ])
+        .unwrap();
+    client.wait(weir_lab::PATIENCE).unwrap().success().unwrap();
+    assert_eq!(server.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+}
