@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use weir_abi::ListenerSlot;
 use weir_tunnel::{
@@ -108,10 +107,6 @@ impl Serve {
             peer: canonical(peer),
             local: canonical(local),
         };
-        if let Err(error) = sockets::tune(&SockRef::from(&accepted.stream)) {
-            tracing::debug!(%error, "the connection ended at once");
-            return;
-        }
         match slot {
             ListenerSlot::OUTBOUND => {
                 let _count = pod.count();

@@ -67,7 +67,11 @@ pub async fn connect(
     let domain = Domain::for_address(address);
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = netns.run(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
-    tune(&SockRef::from(&socket))?;
+    match mark {
+        // Both ends are on this machine: the kernel tells when the other is gone.
+        Mark::Delivery { .. } => socket.set_tcp_nodelay(true)?,
+        Mark::Agent => tune(&socket)?,
+    }
     datapath.mark(socket.as_fd(), mark.into())?;
     let socket = TcpSocket::from_std_stream(socket.into());
     tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(address)).await?
@@ -94,16 +98,15 @@ pub fn listen(netns: &NetNs, v4: bool) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
         socket.set_freebind_v6(true)?;
     }
+    // Accepted connections inherit them.
+    tune(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-/// Settings of every connection through the agent.
-///
-/// # Errors
-/// As setsockopt(2).
-pub fn tune(socket: &SockRef<'_>) -> io::Result<()> {
+/// Settings of connections that may cross the network.
+fn tune(socket: &Socket) -> io::Result<()> {
     let (time, interval, retries) = KEEPALIVE;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(

@@ -70,3 +70,63 @@ fn a_client_that_died_resets_the_server() {
     client.wait(weir_lab::PATIENCE).unwrap().success().unwrap();
     assert_eq!(server.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
 }
+
+#[test]
+fn what_a_client_sent_before_it_closed_at_once_arrives() {
+    const CLIENTS: usize = 100;
+    let mesh = Mesh::new("hasty");
+    let listener = mesh.c.inside(|| Ok(TcpListener::bind("0.0.0.0:7000")?)).unwrap();
+    let server = std::thread::spawn(move || {
+        let take = |_| {
+            let mut text = String::new();
+            listener
+                .accept()
+                .unwrap()
+                .0
+                .read_to_string(&mut text)
+                .map(|_| text)
+        };
+        (0..CLIENTS).map(take).collect::<Vec<_>>()
+    });
+    // Closes without waiting for anything; and the agent is held up, so that the kernel is done with the clients'
+    // sockets before it accepts.
+    let agent = mesh.agent(&mesh.a).pid().to_string();
+    let signal = |name: &str| {
+        assert!(
+            Command::new("kill")
+                .args([name, &agent])
+                .status()
+                .unwrap()
+                .success()
+        )
+    };
+    signal("-STOP");
+    let script = format!(
+        "for i in {{1..{CLIENTS}}}; do printf hasty >/dev/tcp/{}/7000; done",
+        mesh.c.v4()
+    );
+    let mut client = Command::new("bash");
+    client.args(["-c", &script]);
+    mesh.a.run(client).unwrap().success().unwrap();
+    signal("-CONT");
+    weir_lab::poll("every client's record", weir_lab::PATIENCE, || {
+        let metrics = mesh.agent(&mesh.a).metrics()?;
+        let opened =
+            format!("weir_connections_opened_total{{direction=\"egress\",path=\"tunnel\"}} {CLIENTS}");
+        Ok((metrics.contains(&opened) && !metrics.contains("refused_total{")).then_some(()))
+    })
+    .unwrap();
+    for got in server.join().unwrap() {
+        assert_eq!(got.unwrap(), "hasty");
+    }
+    let open = || {
+        mesh.agents
+            .iter()
+            .map(|agent| agent.status().unwrap().kernel_connections)
+            .sum::<u64>()
+    };
+    weir_lab::poll("no entry left behind", weir_lab::PATIENCE, || {
+        Ok((open() == 0).then_some(()))
+    })
+    .unwrap();
+}

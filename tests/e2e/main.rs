@@ -5,6 +5,7 @@
 mod attacks;
 mod clients;
 mod halves;
+mod hostile;
 mod lifecycle;
 mod modes;
 mod operations;
@@ -12,4 +13,5 @@ mod paths;
 mod peers;
 mod programs;
 mod rotation;
+mod servers;
 mod volume;
