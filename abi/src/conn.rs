@@ -32,6 +32,9 @@ pub struct Conn {
     pub netns: u64,
     /// Socket cookie.
     pub cookie: u64,
+    /// When the socket closed, nanoseconds of CLOCK_MONOTONIC; 0 while it lives. Only the entry of an established redirect
+    /// outlives its socket: the agent may not have accepted the connection yet, and removes the entry when it has.
+    pub closed_ns: u64,
     /// One of [`ConnKind`].
     pub kind: u32,
     /// Handle of the source pod; of the destination pod for a delivery.
@@ -174,8 +177,8 @@ impl ListenerSlot {
     }
 }
 
-const _: () = assert!(size_of::<Conn>() == 72);
-const _: () = assert!(size_of::<SockState>() == 128);
+const _: () = assert!(size_of::<Conn>() == 80);
+const _: () = assert!(size_of::<SockState>() == 136);
 const _: () = assert!(size_of::<Pod>() == 24);
 const _: () = assert!(size_of::<VerdictKey>() == 24);
 const _: () = assert!(size_of::<Verdict>() == 16);

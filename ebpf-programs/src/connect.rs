@@ -2,10 +2,7 @@
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
-    helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie,
-        bpf_set_retval,
-    },
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_set_retval},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -83,10 +80,11 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     // SAFETY: checked for null.
     let state = unsafe { &mut *state };
     let now = now_ns();
-    // SAFETY: the value is read before the program ends, and a concurrent write is a newer decision of the agent.
-    let verdict = unsafe { VERDICTS.get(VerdictKey { pod: pod.handle, dst }) }.copied();
+    // Not copied out of the map: LLVM would keep the absent value's fields in registers that were never written.
+    // SAFETY: the entry stays valid until the program ends; a concurrent write is a newer decision of the agent.
+    let verdict = unsafe { VERDICTS.get(VerdictKey { pod: pod.handle, dst }) };
     let config = config();
-    let decision = decide::connect(&pod, &dst, verdict.as_ref(), &config, now);
+    let decision = decide::connect(&pod, &dst, verdict, &config, now);
     let (kind, dest_pod) = match decision {
         Connect::Ignore => return PASS,
         Connect::Deny(reason) => {
@@ -101,9 +99,8 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
         Connect::Redirect { .. } => (ConnKind::REDIRECT, 0),
     };
     state.started_ns = now;
+    state.conn.closed_ns = 0;
     state.conn.netns = netns;
-    // SAFETY: the helpers take the context, or nothing.
-    state.conn.cookie = unsafe { bpf_get_socket_cookie(sa.cast()) };
     state.conn.kind = kind;
     state.conn.pod = pod.handle;
     state.conn.dest_pod = dest_pod;
@@ -120,10 +117,7 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
 /// Makes a socket's state say nothing; a socket can be connected again elsewhere.
 #[inline(always)]
 fn forget(state: &mut SockState) {
-    if state.registered != 0 {
-        state.registered = 0;
-        unregister(&state.key, state.conn.pod);
-    }
+    unregister(state);
     state.established = 0;
     state.conn.kind = ConnKind::NONE;
 }

@@ -9,7 +9,9 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
 };
-use weir_abi::{Budget, Config, Conn, Event, FlowKey, Pod, PodState, SockState, Verdict, VerdictKey};
+use weir_abi::{
+    Budget, Config, Conn, ConnKind, Event, FlowKey, Pod, PodState, SockState, Verdict, VerdictKey,
+};
 
 /// Pods on one node; Kubernetes stops at 110 by default, and large nodes at some hundreds.
 const MAX_PODS: u32 = 4096;
@@ -125,41 +127,51 @@ pub(crate) fn first_denial(key: &FlowKey, now_ns: u64) -> bool {
 }
 
 /// Enters a connection into the table, within its pod's budget.
+///
+/// The budget counts sockets: it is taken here and given back when the socket closes, whatever becomes of the entry.
 #[inline(always)]
-pub(crate) fn register(key: &FlowKey, conn: &Conn) -> bool {
-    let Some(budget) = BUDGETS.get_ptr_mut(conn.pod) else {
+pub(crate) fn register(state: &mut SockState) -> bool {
+    let Some(budget) = BUDGETS.get_ptr_mut(state.conn.pod) else {
         return false;
     };
     // SAFETY: a valid pointer into the map; volatile, since other processors count there too.
     let full = unsafe {
         (&raw const (*budget).used).read_volatile() >= (&raw const (*budget).limit).read_volatile()
     };
-    if full {
+    // An entry of the same 4-tuple can only be a leftover: its socket is gone, or this one could not have the port.
+    if full || CONNECTIONS.insert(state.key, state.conn, 0).is_err() {
         return false;
     }
-    // An entry of the same 4-tuple can only be a leftover (its socket is gone, or this one could not have the port):
-    // it is replaced, and its place in the budget goes on to this one.
-    const BPF_NOEXIST: u64 = 1;
-    const EEXIST: i32 = -17;
-    match CONNECTIONS.insert(key, conn, BPF_NOEXIST) {
-        Ok(()) => {
-            // SAFETY: as above.
-            add(unsafe { &raw mut (*budget).used }, 1);
-            true
-        }
-        Err(EEXIST) => CONNECTIONS.insert(key, conn, 0).is_ok(),
-        Err(_) => false,
-    }
+    // SAFETY: as above.
+    add(unsafe { &raw mut (*budget).used }, 1);
+    state.registered = 1;
+    true
 }
 
-/// Removes a connection from the table.
+/// Takes a closed socket's connection out of the table, unless the agent has to do that.
 #[inline(always)]
-pub(crate) fn unregister(key: &FlowKey, pod: u32) {
-    if CONNECTIONS.remove(key).is_ok()
-        && let Some(budget) = BUDGETS.get_ptr_mut(pod)
-    {
+pub(crate) fn unregister(state: &mut SockState) {
+    if state.registered == 0 {
+        return;
+    }
+    state.registered = 0;
+    if let Some(budget) = BUDGETS.get_ptr_mut(state.conn.pod) {
         // SAFETY: a valid pointer into the map.
         add(unsafe { &raw mut (*budget).used }, u64::MAX);
+    }
+    let Some(conn) = CONNECTIONS.get_ptr_mut(state.key) else {
+        return;
+    };
+    // SAFETY: a valid pointer into the map.
+    let conn = unsafe { &mut *conn };
+    // Another socket may have the 4-tuple by now.
+    if conn.cookie != state.conn.cookie {
+        return;
+    }
+    if conn.kind == ConnKind::REDIRECT && state.established != 0 {
+        conn.closed_ns = now_ns();
+    } else {
+        let _ = CONNECTIONS.remove(state.key);
     }
 }
 

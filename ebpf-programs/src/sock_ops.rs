@@ -1,7 +1,10 @@
 //! `sock_ops`: registers a connection before its SYN leaves, removes it when its socket closes, reports how it went.
 
 use aya_ebpf::{
-    bindings::bpf_sock_ops, helpers::bpf_sock_ops_cb_flags_set, macros::sock_ops, programs::SockOpsContext,
+    bindings::bpf_sock_ops,
+    helpers::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    macros::sock_ops,
+    programs::SockOpsContext,
 };
 use weir_abi::{ConnKind, Endpoint, Event, EventKind, FlowKey, Reason, SockState};
 
@@ -90,10 +93,10 @@ fn key_of(ops: *mut bpf_sock_ops) -> FlowKey {
 #[inline(always)]
 fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
     state.key = key_of(ops);
+    // SAFETY: the helper takes the context.
+    state.conn.cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
     if state.conn.kind != ConnKind::PASS {
-        if register(&state.key, &state.conn) {
-            state.registered = 1;
-        } else {
+        if !register(state) {
             let now = now_ns();
             if first_denial(&state.key, now) {
                 report(&Event {
@@ -117,10 +120,7 @@ fn established(state: &mut SockState) {
 
 #[inline(always)]
 fn closed(ops: *mut bpf_sock_ops, state: &mut SockState) {
-    if state.registered != 0 {
-        state.registered = 0;
-        unregister(&state.key, state.conn.pod);
-    }
+    unregister(state);
     if is_observed(state) {
         // The kernel's counters number the SYN and, once acknowledged or received, the FIN as a byte each.
         let before = field!((*ops).__bindgen_anon_1.args[0]);

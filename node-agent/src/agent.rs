@@ -146,6 +146,8 @@ async fn heartbeat(agent: Arc<Agent>) {
             if let Err(error) = agent.node.datapath.heartbeat() {
                 tracing::error!(%error, "the lease of the kernel's verdicts cannot be renewed");
             }
+            let node = &agent.node;
+            tokio::task::block_in_place(|| node.datapath.sweep(|pod| node.pod_by_handle(pod).is_some()));
         }
     }
 }

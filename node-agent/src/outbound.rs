@@ -52,6 +52,19 @@ enum Upstream {
     Plaintext(TcpStream),
 }
 
+/// The kernel's entry of an accepted connection; removed with it, since the client's socket may be gone before.
+struct Registration<'a> {
+    node: &'a Node,
+    key: FlowKey,
+    conn: Conn,
+}
+
+impl Drop for Registration<'_> {
+    fn drop(&mut self) {
+        self.node.datapath.release(&self.key, &self.conn);
+    }
+}
+
 /// Why a candidate was not reached.
 struct Failure {
     reason: Reason,
@@ -92,6 +105,7 @@ pub async fn carry(serve: &Serve, pod: &Arc<Pod>, accepted: Accepted) {
     let Some(conn) = registered else {
         return serve.turn_away(pod, accepted, Reason::Unregistered);
     };
+    let _registration = Registration { node, key, conn };
     let Accepted { stream, peer, .. } = accepted;
     let original = conn.orig.socket_addr();
     let source = pod.workload.verified_peer(peer);

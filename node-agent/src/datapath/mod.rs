@@ -46,6 +46,10 @@ const MAPS: &[&str] = &[
     "LOST",
 ];
 
+/// How long the entry of a closed socket waits for the agent to accept the connection, nanoseconds. An agent that takes
+/// longer is not there.
+const UNCLAIMED_NS: u64 = 60_000_000_000;
+
 /// What went wrong between the agent and the kernel. Trying again may help where the cause is a lack of memory.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -102,6 +106,7 @@ pub struct Datapath {
     pins: PathBuf,
     cgroup: PathBuf,
     sockets: OwnedFd,
+    connections_fd: OwnedFd,
     connections: HashMap<MapData, FlowKey, Conn>,
     lost: Array<MapData, u64>,
     tables: Mutex<Tables>,
@@ -149,10 +154,11 @@ impl Datapath {
             .map_err(|source| DatapathError::Program { name, source })?;
         links.attach_sock_ops(name, program, target.as_fd())?;
 
-        let sockets = sys::object(&pins.join("SOCKETS")).map_err(|source| DatapathError::Link {
-            path: pins.join("SOCKETS"),
-            source,
-        })?;
+        let pinned = |name: &str| {
+            let path = pins.join(name);
+            sys::object(&path).map_err(|source| DatapathError::Link { path, source })
+        };
+        let (sockets, connections_fd) = (pinned("SOCKETS")?, pinned("CONNECTIONS")?);
         let events =
             RingBuf::try_from(maps::take(&mut ebpf, "EVENTS")?).map_err(|source| DatapathError::Map {
                 name: "EVENTS",
@@ -162,6 +168,7 @@ impl Datapath {
         let datapath = Self {
             cgroup: cgroup.to_owned(),
             sockets,
+            connections_fd,
             connections: maps::hash(&mut ebpf, "CONNECTIONS")?,
             lost: maps::array(&mut ebpf, "LOST")?,
             tables: Mutex::new(tables),
@@ -216,6 +223,29 @@ impl Datapath {
     #[must_use]
     pub fn connection(&self, key: &FlowKey) -> Option<Conn> {
         self.connections.get(key, 0).ok()
+    }
+
+    /// Removes what a connection that the agent is done with was registered as, unless another has its 4-tuple by now.
+    pub fn release(&self, key: &FlowKey, conn: &Conn) {
+        if self.connection(key).is_some_and(|now| now.cookie == conn.cookie)
+            && let Err(error) = sys::remove_connection(self.connections_fd.as_fd(), key)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::error!(%error, "a connection's entry cannot be removed");
+        }
+    }
+
+    /// Removes entries that nobody else does: of sockets that closed some time ago and were never accepted, and of pods
+    /// that left.
+    pub fn sweep(&self, enrolled: impl Fn(PodHandle) -> bool) {
+        let now = monotonic_ns();
+        let unclaimed =
+            |conn: &Conn| conn.closed_ns != 0 && now.saturating_sub(conn.closed_ns) > UNCLAIMED_NS;
+        for (key, conn) in self.connections.iter().filter_map(Result::ok) {
+            if unclaimed(&conn) || !enrolled(PodHandle(conn.pod)) {
+                self.release(&key, &conn);
+            }
+        }
     }
 
     /// Number of registered connections.

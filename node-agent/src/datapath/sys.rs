@@ -10,11 +10,12 @@ use std::{
     path::Path,
 };
 
-use weir_abi::SockState;
+use weir_abi::{FlowKey, SockState};
 
 // Commands of `enum bpf_cmd`, linux/bpf.h.
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -81,6 +82,12 @@ pub(crate) fn set_socket_state(
     let key = socket.as_raw_fd();
     let attr = Attr::new().u32(0, fd(map)).ptr(8, &raw const key).ptr(16, state);
     bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
+}
+
+/// Removes an entry of a map of connections. Without a lock: each caller has a key of its own.
+pub(crate) fn remove_connection(map: BorrowedFd<'_>, key: &FlowKey) -> io::Result<()> {
+    let attr = Attr::new().u32(0, fd(map)).ptr(8, key);
+    bpf(BPF_MAP_DELETE_ELEM, &attr).map(drop)
 }
 
 /// One instruction of a probe: `struct bpf_insn`.
