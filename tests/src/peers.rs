@@ -52,6 +52,9 @@ pub fn envoy(lab: &Lab, name: &str, config: &str) -> Command {
         "1",
         "--log-level",
         "warning",
+        // Its record of requests, at once.
+        "--file-flush-interval-msec",
+        "50",
     ]);
     command
 }

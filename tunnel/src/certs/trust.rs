@@ -67,7 +67,13 @@ pub struct PeerCertificate {
     pub identity: Identity,
     /// When the first certificate of its chain expires.
     pub not_after: SystemTime,
+    /// When a connection to it gets no new streams any more: they would end with the certificate.
+    pub retire_at: SystemTime,
 }
+
+/// The last part of a certificate's lifetime in which it gets no new streams, as a divisor: a quarter. The peer has
+/// renewed it at half, and a stream that is opened before has this long.
+const RETIREMENT: u32 = 4;
 
 /// The roots in force.
 #[derive(Debug)]
@@ -255,15 +261,27 @@ impl Trust {
         if !self.domains.contains(identity.trust_domain()) {
             return Err(PeerError::TrustDomain);
         }
-        let not_after = chain
-            .iter()
-            .map(|der| {
-                X509Certificate::from_der(der).map(|(_, parsed)| parsed.validity().not_after.timestamp())
-            })
-            .try_fold(i64::MAX, |least, next| next.map(|next| least.min(next)))
-            .map_err(|_| PeerError::Malformed)?;
-        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
-        Ok(PeerCertificate { identity, not_after })
+        let validity = |der: &CertificateDer<'_>| {
+            let (_, parsed) = X509Certificate::from_der(der).map_err(|_| PeerError::Malformed)?;
+            let seconds =
+                |time: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time).unwrap_or(0));
+            let validity = parsed.validity();
+            Ok((
+                seconds(validity.not_before.timestamp()),
+                seconds(validity.not_after.timestamp()),
+            ))
+        };
+        let (not_before, mut not_after) = validity(leaf)?;
+        for intermediate in intermediates {
+            not_after = not_after.min(validity(intermediate)?.1);
+        }
+        let lifetime = not_after.duration_since(not_before).unwrap_or_default();
+        let retire_at = not_after - lifetime / RETIREMENT;
+        Ok(PeerCertificate {
+            identity,
+            not_after,
+            retire_at,
+        })
     }
 }
 

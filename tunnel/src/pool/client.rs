@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use weir_types::{Reason, TrafficDirection};
 
 use super::{CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Inner, OpenError, Target};
 use crate::{
-    certs::{ALPN_H2, Failure, Side, Usage, classify_io, describe},
+    certs::{ALPN_H2, CertificateStore, Failure, Side, Usage, classify_io, describe, system_time},
     connection::{ConnectionState, StreamGuard},
     hbone::{CLIENT_STREAMS, KeepAlive, TLS_BUFFER, Tap, TrustWatch, TunnelStream, client_builder},
     io::BufferedSocket,
@@ -40,6 +40,8 @@ pub(super) struct Client {
     state: Arc<ConnectionState>,
     /// Serial number of the certificate that we presented.
     certificate: Arc<str>,
+    /// When the peer's certificate is too near its end for new streams.
+    retire_at: SystemTime,
     failure: Arc<OnceLock<Failure>>,
     /// Set once: no new streams.
     closed: AtomicBool,
@@ -100,6 +102,7 @@ impl Client {
             let watch = TrustWatch::new(&inner.store, chain, Usage::Server)
                 .filter(|_| session.alpn_protocol() == Some(ALPN_H2))
                 .ok_or_else(|| refused(unexplained))?;
+            let retire_at = watch.peer().retire_at;
             let state = ConnectionState::new(
                 TrafficDirection::Egress,
                 target.source,
@@ -117,6 +120,7 @@ impl Client {
                 send,
                 state,
                 certificate: certificate.serial.clone(),
+                retire_at,
                 failure,
                 closed: AtomicBool::new(false),
                 close: CancellationToken::new(),
@@ -195,8 +199,10 @@ impl Client {
         &self.state
     }
 
-    pub(super) fn certificate(&self) -> &str {
-        &self.certificate
+    /// Whether the certificates of both sides are good for new streams.
+    pub(super) fn is_current(&self, store: &CertificateStore, target: &Target) -> bool {
+        store.is_current(&target.source_identity, &self.certificate)
+            && system_time(store.now()) < self.retire_at
     }
 
     /// Whether a stream may be added: by our limit and by the server's.

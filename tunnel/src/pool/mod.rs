@@ -261,11 +261,7 @@ impl Pool {
         target: &Target,
     ) -> Result<(Arc<Client>, crate::connection::StreamGuard), OpenError> {
         loop {
-            let usable = |client: &Client| {
-                self.inner
-                    .store
-                    .is_current(&target.source_identity, client.certificate())
-            };
+            let usable = |client: &Client| client.is_current(&self.inner.store, target);
             let attempt = match self.inner.slots.acquire(target, usable) {
                 Acquired::Client(client, guard) => return Ok((client, guard)),
                 Acquired::Wait(attempt) => attempt,
