@@ -112,7 +112,9 @@ pub fn lookup(own: &Pod, syn: &Syn, registered: Option<&Conn>, strict: bool, gen
     }
     let from_own = same_address(&own_address(own, syn.src.is_v4()), &syn.src.addr);
     if let Some(conn) = registered {
-        if conn.kind == ConnKind::REDIRECT && conn.pod == own.handle && from_own {
+        // A closed socket's entry is there for the agent, which has yet to accept; a SYN is somebody else's.
+        let open = conn.closed_ns == 0;
+        if conn.kind == ConnKind::REDIRECT && conn.pod == own.handle && from_own && open {
             return Lookup::Assign(ListenerSlot::OUTBOUND);
         }
         if conn.kind == ConnKind::DELIVERY && conn.pod == own.handle {
@@ -257,6 +259,10 @@ mod tests {
 
     #[test]
     fn a_syn_is_decided_by_what_its_very_4_tuple_is_registered_as() {
+        let closed = Conn {
+            closed_ns: 1,
+            ..conn(ConnKind::REDIRECT, 7, 0, CONFIG.generation)
+        };
         let outbound = Lookup::Assign(ListenerSlot::OUTBOUND);
         let plaintext = Lookup::Assign(ListenerSlot::PLAINTEXT);
         let own_drop = Lookup::Drop(Reason::UnregisteredOwnAddress);
@@ -265,6 +271,7 @@ mod tests {
         let table = [
             // source, registered entry, expected
             (own, Some(conn(ConnKind::REDIRECT, 7, 0, generation)), outbound),
+            (own, Some(closed), own_drop),
             (own, Some(conn(ConnKind::REDIRECT, 8, 0, generation)), own_drop),
             (other, Some(conn(ConnKind::REDIRECT, 7, 0, generation)), plaintext),
             (
