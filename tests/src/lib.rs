@@ -3,6 +3,7 @@
 
 pub mod packet;
 pub mod peers;
+pub mod sockets;
 
 use std::net::SocketAddr;
 
