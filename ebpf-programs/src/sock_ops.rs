@@ -95,15 +95,13 @@ fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
     state.key = key_of(ops);
     // SAFETY: the helper takes the context.
     state.conn.cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
-    if state.conn.kind != ConnKind::PASS {
-        if !register(state) {
-            let now = now_ns();
-            if first_denial(&state.key, now) {
-                report(&Event {
-                    reason: Reason::TableFull as u32,
-                    ..event(state, EventKind::CONNECT_DENIED, now)
-                });
-            }
+    if state.conn.kind != ConnKind::PASS && !register(state) {
+        let now = now_ns();
+        if first_denial(&state.key, now) {
+            report(&Event {
+                reason: Reason::TableFull as u32,
+                ..event(state, EventKind::CONNECT_DENIED, now)
+            });
         }
     }
     // SAFETY: the helper takes the context.

@@ -4,7 +4,7 @@ use std::{net::TcpStream, process::Command};
 
 use weir_e2e::{
     Mesh, identity,
-    peers::{envoy, python},
+    peers::{envoy, python_with_ca},
     run, serve,
 };
 use weir_lab::{Pod, PodSpec, Process, Spawn as _};
@@ -34,7 +34,7 @@ impl Envoy {
         }
         let file = |name: &str| mesh.lab.folder().join(name).display().to_string();
         let (certificate, key) = (file("envoy.crt"), file("envoy.key"));
-        let mut make: Command = python(&mesh.lab, "certificates.py");
+        let mut make: Command = python_with_ca(&mesh.lab, "certificates.py");
         make.args([
             "--identity",
             "shop/envoy",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use weir_e2e::{
     Mesh,
-    peers::{client, json_lines, memory, python},
+    peers::{client, json_lines, memory, python_with_ca},
     run, serve,
 };
 use weir_lab::{Pod, PodSpec, Process, Spawn as _};
@@ -80,7 +80,7 @@ impl Scene {
     fn attack(&self, arguments: &[&str]) -> Value {
         let pid = self.mesh.agent(&self.mesh.c).pid();
         let before = memory(pid, "VmRSS");
-        let mut command = python(&self.mesh.lab, "attacks.py");
+        let mut command = python_with_ca(&self.mesh.lab, "attacks.py");
         command
             .args(arguments)
             .args(["--to", &self.hbone, "--authority", &self.application(7000)]);

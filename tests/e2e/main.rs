@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
 mod attacks;
+mod budgets;
 mod clients;
 mod envoy;
 mod halves;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::Value;
 use weir_e2e::{
     Mesh, identity, lines,
-    peers::{client, memory, python},
+    peers::{client, memory, python_with_ca},
     run, serve,
 };
 use weir_lab::{Pod, PodSpec, Spawn as _};
@@ -228,7 +228,7 @@ fn a_peer_that_does_not_read_one_stream_goes_on_with_another_on_the_same_connect
     let (application, hbone) = addresses(&mesh.c, 7000);
     let pid = mesh.agent(&mesh.c).pid();
     let before = memory(pid, "VmRSS");
-    let mut command = python(&mesh.lab, "client.py");
+    let mut command = python_with_ca(&mesh.lab, "client.py");
     command.args(["stall", "--hold", "--to", &hbone, "--authority", &application]);
     let stalling = peer.spawn(command).unwrap();
     let stalled = stalling.wait_json("stalled").unwrap().as_u64().unwrap();

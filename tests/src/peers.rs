@@ -24,15 +24,21 @@ fn venv() -> PathBuf {
     venv
 }
 
-/// A Python program of `tests/peers`, with the folder of the lab's certificate authority.
+/// A Python program of `tests/peers`.
 #[must_use]
-pub fn python(lab: &Lab, program: &str) -> Command {
+pub fn python(program: &str) -> Command {
     let mut command = Command::new(venv().join("bin/python"));
     command
         .arg("-B")
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(program))
-        .arg("--ca")
-        .arg(lab.folder().join("ca"));
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(program));
+    command
+}
+
+/// As [`python`], for one that makes certificates: with the folder of the lab's authority.
+#[must_use]
+pub fn python_with_ca(lab: &Lab, program: &str) -> Command {
+    let mut command = python(program);
+    command.arg("--ca").arg(lab.folder().join("ca"));
     command
 }
 
@@ -65,7 +71,7 @@ pub fn envoy(lab: &Lab, name: &str, config: &str) -> Command {
 /// When it fails.
 #[must_use]
 pub fn client(lab: &Lab, pod: &Pod, arguments: &[&str]) -> Vec<Value> {
-    let mut command = python(lab, "client.py");
+    let mut command = python_with_ca(lab, "client.py");
     command.args(arguments);
     json_lines(&pod.run(command).expect("a client").success().expect("a good end"))
 }
@@ -76,7 +82,7 @@ pub fn client(lab: &Lab, pod: &Pod, arguments: &[&str]) -> Vec<Value> {
 /// When it does not.
 #[must_use]
 pub fn server(lab: &Lab, pod: &Pod, arguments: &[&str]) -> Process {
-    let mut command = python(lab, "server.py");
+    let mut command = python_with_ca(lab, "server.py");
     command.args(arguments);
     let server = pod.spawn(command).expect("a server");
     server.wait_json("listening").expect("a listening server");
