@@ -99,6 +99,7 @@ async fn a_client_with_a_bad_certificate_is_refused_and_told_why() {
         assert!(!refused.by_peer, "{fault}: at the server");
         assert_eq!(error.reason(), reason, "{fault}: at the client: {error}");
         assert!(by_peer(&error), "{fault}: at the client");
+        assert!(!error.is_retryable(), "{fault}: its neighbours judge alike");
     }
 }
 
@@ -117,6 +118,7 @@ async fn a_server_with_a_bad_certificate_is_refused_and_told_why() {
         let (error, refused) = refusal_of(&good, &bad).await;
         assert_eq!(error.reason(), reason, "{fault}: at the client: {error}");
         assert!(!by_peer(&error), "{fault}: at the client");
+        assert!(error.is_retryable(), "{fault}: another server may be in order");
         assert_eq!(refused.reason, reason, "{fault}: at the server");
         assert!(refused.by_peer, "{fault}: at the server");
     }

@@ -102,7 +102,14 @@ impl Client {
             let watch = TrustWatch::new(&inner.store, chain, Usage::Server)
                 .filter(|_| session.alpn_protocol() == Some(ALPN_H2))
                 .ok_or_else(|| refused(unexplained))?;
-            let retire_at = watch.peer().retire_at;
+            let peer = watch.peer();
+            // A peer that did not renew in time must be served until its certificate ends: a new connection would
+            // get the same one.
+            let retire_at = if system_time(inner.store.now()) < peer.retire_at {
+                peer.retire_at
+            } else {
+                peer.not_after
+            };
             let state = ConnectionState::new(
                 TrafficDirection::Egress,
                 target.source,

@@ -6,13 +6,13 @@ mod slots;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use http::StatusCode;
-use tokio::{net::TcpStream, time::timeout};
+use http::{Request, StatusCode};
+use tokio::{net::TcpStream, sync::oneshot, time::timeout};
 use weir_types::{Identity, Reason};
 
 use crate::{
     certs::{CertificateError, CertificateStore, Failure},
-    connection::{ConnectionState, PodKey, Registry},
+    connection::{ConnectionState, PodKey, Registry, StreamGuard},
     hbone::{Authority, ConnectHeaders, TunnelStream},
 };
 use client::{Client, Unsent};
@@ -36,6 +36,13 @@ const RETRIES: usize = 1;
 /// Connections found closed before a request gives up: a few may have ended together (a server that restarts),
 /// more means that new ones end at once.
 const CLOSED_CONNECTIONS: usize = 4;
+
+/// Connections that one request may cause: one, and a few more when they end before they carried it.
+const CONNECTS: usize = 4;
+
+/// An open must be done in this time, whatever happens: certificate, connect, handshake and answer at their slowest
+/// (20, 5, 10 and 20 s). It also ends the wait for room on connections that others keep taking.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Opens sockets in a pod's network namespace, so that the network sees pod to pod.
 #[async_trait]
@@ -171,9 +178,11 @@ impl OpenError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
+            // A server that refused our certificate has refused us, and its neighbours judge alike. Other alerts
+            // are about its own state.
+            Self::Handshake { failure, .. } => !failure.by_peer || failure.reason == Reason::HandshakeFailed,
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }
-            | Self::Handshake { .. }
             | Self::HandshakeTimeout { .. }
             | Self::ResponseTimeout { .. }
             | Self::Ended { .. } => true,
@@ -225,11 +234,18 @@ impl Pool {
         authority: &Authority,
         headers: &ConnectHeaders,
     ) -> Result<TunnelStream, OpenError> {
-        let address = target.address;
         let request = headers.request(authority).map_err(|_| OpenError::Request)?;
-        let (mut retries, mut closed) = (0, 0);
+        let address = target.address;
+        timeout(OPEN_TIMEOUT, self.send(target, request))
+            .await
+            .unwrap_or(Err(OpenError::ResponseTimeout { address }))
+    }
+
+    async fn send(&self, target: &Target, request: Request<()>) -> Result<TunnelStream, OpenError> {
+        let address = target.address;
+        let (mut retries, mut closed, mut connects) = (0, 0, 0);
         loop {
-            let (client, guard) = self.client(target).await?;
+            let (client, guard) = self.client(target, &mut connects).await?;
             let answer = timeout(RESPONSE_TIMEOUT, client.connect_stream(request.clone(), guard)).await;
             match answer {
                 Err(_) => return Err(OpenError::ResponseTimeout { address }),
@@ -239,7 +255,7 @@ impl Pool {
                 Ok(Err(Unsent::Closed)) => {
                     self.inner.slots.remove(target, &client);
                     closed += 1;
-                    if closed > CLOSED_CONNECTIONS || client.was_refused() {
+                    if closed > CLOSED_CONNECTIONS || connects >= CONNECTS || client.was_refused() {
                         return Err(client.failure(address).await);
                     }
                 }
@@ -255,29 +271,34 @@ impl Pool {
         }
     }
 
-    /// A connection with room for a stream.
+    /// A connection with a place for a stream; one that is made for this caller serves it, whatever becomes of the
+    /// connection's fitness meanwhile. So this connects once at most, and adds that to `connects`.
     async fn client(
         &self,
         target: &Target,
-    ) -> Result<(Arc<Client>, crate::connection::StreamGuard), OpenError> {
+        connects: &mut usize,
+    ) -> Result<(Arc<Client>, StreamGuard), OpenError> {
         loop {
             let usable = |client: &Client| client.is_current(&self.inner.store, target);
-            let attempt = match self.inner.slots.acquire(target, usable) {
+            match self.inner.slots.acquire(target, usable) {
                 Acquired::Client(client, guard) => return Ok((client, guard)),
-                Acquired::Wait(attempt) => attempt,
+                Acquired::Wait(attempt) => attempt.wait().await?,
                 Acquired::Connect(attempt) => {
+                    *connects += 1;
                     let (inner, target) = (self.inner.clone(), target.clone());
+                    let (ours, made) = oneshot::channel();
                     // A task, so that the caller may go away without taking the connection from the others.
                     let sender = attempt.sender();
                     let task = tokio::spawn(async move {
                         let result = Client::connect(&inner, &target).await;
-                        inner.slots.connected(&inner, &target, &sender, result);
+                        inner.slots.connected(&inner, &target, &sender, result, ours);
                     });
                     attempt.runs_in(task.abort_handle());
-                    attempt
+                    attempt.wait().await?;
+                    // Sent before the attempt is told to have ended.
+                    return made.await.map_err(|_| OpenError::Removed);
                 }
-            };
-            attempt.wait().await?;
+            }
         }
     }
 

@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{
+    sync::{oneshot, watch},
+    task::AbortHandle,
+};
 
 use super::{Inner, OpenError, Target, client::Client};
 use crate::{
@@ -48,9 +51,13 @@ pub(super) enum Acquired {
     Client(Arc<Client>, StreamGuard),
     /// Wait for this attempt, then ask again.
     Wait(Attempt),
-    /// Make a connection, then ask again.
+    /// Make a connection; a place on it is the caller's.
     Connect(Attempt),
 }
+
+/// Where a new connection goes to the caller that made it, with the caller's stream counted. Dropped there, if
+/// the caller is gone.
+pub(super) type Ours = oneshot::Sender<(Arc<Client>, StreamGuard)>;
 
 /// Tells the waiters of an attempt how it went.
 pub(super) struct AttemptSender(Arc<Shared>);
@@ -102,6 +109,7 @@ impl Slots {
         target: &Target,
         sender: &AttemptSender,
         result: Result<Client, OpenError>,
+        ours: Ours,
     ) {
         let result = {
             let mut slots = self.lock();
@@ -118,6 +126,8 @@ impl Slots {
                 Ok(client) => {
                     let client = Arc::new(client);
                     client.drive(inner, target);
+                    // Before the others can fill it.
+                    let _ = ours.send((client.clone(), client.state().stream()));
                     slot.clients.push(client);
                     Ok(())
                 }
