@@ -184,7 +184,8 @@ impl Connect {
             let room = buffer.len().min(limit - text.len());
             match socket.read(&mut buffer[..room]) {
                 Ok(0) => {
-                    seen.end = Some("eof".to_owned());
+                    // A write that failed has already taken the socket's error, and is what happened.
+                    seen.end.get_or_insert_with(|| "eof".to_owned());
                     break;
                 }
                 Ok(count) => text.extend_from_slice(&buffer[..count]),
