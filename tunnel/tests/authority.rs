@@ -54,6 +54,81 @@ fn a_key_that_others_may_read_is_refused() {
 }
 
 #[test]
+fn half_an_authority_is_neither_used_nor_replaced() {
+    for (lost, kept) in [("ca.crt", "ca.key"), ("ca.key", "ca.crt")] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        CertificateAuthority::open_or_create_dir(folder.path(), &domain()).unwrap();
+        fs::remove_file(path(lost)).unwrap();
+        let before = fs::read(path(kept)).unwrap();
+        for result in [
+            CertificateAuthority::open_or_create_dir(folder.path(), &domain()),
+            CertificateAuthority::open_dir(folder.path(), &[]),
+        ] {
+            let error = result.unwrap_err();
+            assert!(
+                matches!(&error, CaError::Incomplete { missing, .. } if *missing == path(lost)),
+                "{error}"
+            );
+        }
+        assert_eq!(fs::read(path(kept)).unwrap(), before);
+        assert!(!path(lost).exists());
+    }
+}
+
+#[test]
+fn opening_a_folder_makes_nothing_and_trusts_more_roots() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = CertificateAuthority::open_dir(folder.path(), &[]).unwrap_err();
+    assert!(matches!(error, CaError::Read { .. }), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    let made = CertificateAuthority::open_or_create_dir(folder.path(), &domain()).unwrap();
+    let extra = folder.path().join("extra.crt");
+    fs::write(&extra, root("extra").pem()).unwrap();
+    let opened = CertificateAuthority::open_dir(folder.path(), &[extra]).unwrap();
+    assert_eq!(opened.fingerprint(), made.fingerprint());
+    assert_eq!(opened.roots().len(), 2);
+}
+
+#[test]
+fn a_folder_that_others_may_write_to_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    CertificateAuthority::open_or_create_dir(folder.path(), &domain()).unwrap();
+    for mode in [0o770, 0o702, 0o1777] {
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        for result in [
+            CertificateAuthority::open_or_create_dir(folder.path(), &domain()),
+            CertificateAuthority::open_dir(folder.path(), &[]),
+        ] {
+            let error = result.unwrap_err();
+            assert!(
+                matches!(error, CaError::Writable { mode: found, .. } if found == mode),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_folder_or_key_of_another_user_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("ca.key");
+    CertificateAuthority::open_or_create_dir(folder.path(), &domain()).unwrap();
+    for path in [key.as_path(), folder.path()] {
+        if std::os::unix::fs::chown(path, Some(4711), None).is_err() {
+            eprintln!("skipped: only root can give a file away");
+            return;
+        }
+        let error = CertificateAuthority::open_dir(folder.path(), &[]).unwrap_err();
+        assert!(
+            matches!(&error, CaError::Owner { path: found, owner: 4711, .. } if found == path),
+            "{error}"
+        );
+        std::os::unix::fs::chown(path, Some(0), None).unwrap();
+    }
+}
+
+#[test]
 fn a_certificate_has_one_name_and_ends_with_its_authority() {
     let now = SystemTime::now();
     let authority = CertificateAuthority::generate(&domain(), now, Duration::from_secs(1000)).unwrap();

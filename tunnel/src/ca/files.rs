@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -24,6 +24,8 @@ const KEY_FILE: &str = "ca.key";
 const LOCK_FILE: &str = "ca.lock";
 /// Permission bits that expose a file to others than its owner.
 const OTHERS: u32 = 0o077;
+/// Permission bits that let others than its owner replace what is in a folder.
+const OTHERS_WRITE: u32 = 0o022;
 
 impl CertificateAuthority {
     /// Opens the authority in a folder, or makes folder (mode 0700), key (0600) and certificate on first use.
@@ -31,7 +33,8 @@ impl CertificateAuthority {
     /// Several processes may do this at the same time; all get the same authority. Blocks on the file system.
     ///
     /// # Errors
-    /// When the files cannot be read or written, do not belong together, or the key is exposed to other users.
+    /// When the files cannot be read or written, do not belong together, one is missing, or other users could read
+    /// the key or replace it.
     pub fn open_or_create_dir(dir: &Path, trust_domain: &TrustDomain) -> Result<Self, CaError> {
         let write = |path: &Path| {
             let path = path.to_owned();
@@ -42,6 +45,7 @@ impl CertificateAuthority {
             .mode(0o700)
             .create(dir)
             .map_err(write(dir))?;
+        check_dir(dir)?;
         let (certificate, key) = (dir.join(CERTIFICATE_FILE), dir.join(KEY_FILE));
         let lock_path = dir.join(LOCK_FILE);
         let lock = OpenOptions::new()
@@ -53,14 +57,29 @@ impl CertificateAuthority {
             .map_err(write(&lock_path))?;
         // Released when `lock` is closed.
         lock.lock().map_err(write(&lock_path))?;
-        // The certificate is written last: with it, the key is there too.
-        if !certificate.exists() {
+        if !is_there(&certificate)? && !is_there(&key)? {
             let (made, pair) = Self::self_signed(trust_domain, SystemTime::now(), CA_LIFETIME)?;
             write_atomically(&key, Zeroizing::new(pair.serialize_pem()).as_bytes(), 0o600)
                 .map_err(write(&key))?;
             write_atomically(&certificate, made.pem().as_bytes(), 0o644).map_err(write(&certificate))?;
         }
-        Self::from_files(&certificate, &key, &[])
+        Self::open_dir(dir, &[])
+    }
+
+    /// Opens the authority in a folder, and never makes anything; trusts the extra roots besides.
+    ///
+    /// # Errors
+    /// As [`Self::open_or_create_dir`] and [`Self::from_files`].
+    pub fn open_dir(dir: &Path, extra_roots: &[PathBuf]) -> Result<Self, CaError> {
+        check_dir(dir)?;
+        let (certificate, key) = (dir.join(CERTIFICATE_FILE), dir.join(KEY_FILE));
+        let (present, missing) = match (is_there(&certificate)?, is_there(&key)?) {
+            (true, false) => (certificate, key),
+            (false, true) => (key, certificate),
+            // Both missing: reading says so.
+            _ => return Self::from_files(&certificate, &key, extra_roots),
+        };
+        Err(CaError::Incomplete { present, missing })
     }
 
     /// Reads an authority from PEM files.
@@ -70,7 +89,7 @@ impl CertificateAuthority {
     ///
     /// # Errors
     /// When a file cannot be read or parsed, certificate and key do not belong together, the key is exposed to
-    /// other users, or there is no root at all.
+    /// other users or belongs to one, or there is no root at all.
     pub fn from_files(certificate: &Path, key: &Path, extra_roots: &[PathBuf]) -> Result<Self, CaError> {
         let chain = read_certificates(certificate)?;
         let mut roots = Vec::new();
@@ -144,6 +163,47 @@ impl CertificateAuthority {
     }
 }
 
+/// Whether there is anything of this name, also a link that leads nowhere.
+fn is_there(path: &Path) -> Result<bool, CaError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(CaError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Whoever may write to the folder may put another authority there.
+fn check_dir(dir: &Path) -> Result<(), CaError> {
+    let metadata = fs::metadata(dir).map_err(|source| CaError::Read {
+        path: dir.to_owned(),
+        source,
+    })?;
+    check_owner(dir, &metadata)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & OTHERS_WRITE != 0 {
+        return Err(CaError::Writable {
+            path: dir.to_owned(),
+            mode,
+        });
+    }
+    Ok(())
+}
+
+fn check_owner(path: &Path, metadata: &fs::Metadata) -> Result<(), CaError> {
+    let (owner, expected) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != expected && owner != 0 {
+        return Err(CaError::Owner {
+            path: path.to_owned(),
+            owner,
+            expected,
+        });
+    }
+    Ok(())
+}
+
 /// The certificates of a PEM file, at least one.
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CaError> {
     let text = fs::read(path).map_err(|source| CaError::Read {
@@ -173,9 +233,11 @@ fn read_key(path: &Path) -> Result<Zeroizing<KeyPair>, CaError> {
         path: path.to_owned(),
         source,
     };
-    // Mode and contents are of the same open file, so that it cannot be exchanged in between.
+    // Owner, mode and contents are of the same open file, so that it cannot be exchanged in between.
     let mut file = File::open(path).map_err(read)?;
-    let mode = file.metadata().map_err(read)?.permissions().mode() & 0o7777;
+    let metadata = file.metadata().map_err(read)?;
+    check_owner(path, &metadata)?;
+    let mode = metadata.permissions().mode() & 0o7777;
     if mode & OTHERS != 0 {
         return Err(CaError::KeyExposed {
             path: path.to_owned(),

@@ -60,6 +60,37 @@ pub enum CaError {
         /// Its permission bits.
         mode: u32,
     },
+    /// The folder has one of key and certificate without the other. Nothing is made then: it would replace an
+    /// authority that may still be had.
+    #[error(
+        "{present} is there but {missing} is not: put it back, or move {present} away to have a new authority made, which every node must then trust"
+    )]
+    Incomplete {
+        /// The file that is there.
+        present: PathBuf,
+        /// The file that is missing.
+        missing: PathBuf,
+    },
+    /// Another user owns the folder or the key.
+    #[error("{path} belongs to user {owner}, who could replace the authority; run 'chown {expected} {path}'")]
+    Owner {
+        /// The folder or file.
+        path: PathBuf,
+        /// Who owns it.
+        owner: u32,
+        /// Who should: the user of this process. Root may, too.
+        expected: u32,
+    },
+    /// Others may write to the folder.
+    #[error(
+        "{path} has mode {mode:04o}: others than its owner could replace the authority; run 'chmod go-w {path}'"
+    )]
+    Writable {
+        /// The folder.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// No PEM certificate in the file.
     #[error("{path} holds no certificate in PEM form")]
     NoCertificate {
