@@ -109,10 +109,8 @@ fn a_flood_of_frames_ends_the_connection_that_it_comes_on_and_no_other() {
     ];
     for (what, count, connections, most) in table {
         let line = scene.attack(&[what, "--count", count, "--connections", connections]);
-        assert!(
-            line["end"].is_string() && line["longest"].as_u64().unwrap() < most,
-            "{line}"
-        );
+        let longest = line["longest"].as_u64().unwrap();
+        assert!(line["end"].is_string() && (1..most).contains(&longest), "{line}");
     }
     // No trace is left of any of them.
     let agent = scene.mesh.agent(&scene.mesh.c);

@@ -57,10 +57,15 @@ PATIENCE = 1
 def flood(arguments, block, frames, start=b"", read=True):
     """Sends a block of frames again and again."""
     context = hbone.client_context(arguments.ca, identity=arguments.identity)
-    total, connections, longest = 0, 0, 0
+    total, connections, longest, end = 0, 0, 0, None
     while total < arguments.count and connections < arguments.connections:
         connections += 1
-        raw = Raw(arguments.to, context)
+        try:
+            raw = Raw(arguments.to, context)
+        except OSError as error:
+            # A busy server may not let the next one in at once.
+            end = type(error).__name__
+            continue
         raw.send(start)
         sent = 0
         while total < arguments.count and raw.end is None:
@@ -69,9 +74,9 @@ def flood(arguments, block, frames, start=b"", read=True):
             total += frames
             if read:
                 raw.drain()
-        longest = max(longest, sent)
+        longest, end = max(longest, sent), raw.end
         raw.tls.close()
-    hbone.say(attack=arguments.what, sent=total, connections=connections, longest=longest, end=raw.end)
+    hbone.say(attack=arguments.what, sent=total, connections=connections, longest=longest, end=end)
 
 
 def empty_data(arguments):
