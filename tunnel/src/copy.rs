@@ -1,7 +1,8 @@
 //! Moves bytes between an application's socket and a tunnel, as one TCP connection would behave.
 //!
 //! A FIN is a half-close of the stream and the other direction goes on; a reset is a reset. Dropping a copy
-//! before it ended resets both sides.
+//! before it ended resets both sides, and so does the end of this process: sockets are copied with SO_LINGER 0, since
+//! the kernel would otherwise close them with a FIN, which an application takes for the end of the data.
 
 mod plain;
 mod queue;
@@ -75,6 +76,17 @@ pub async fn copy_bidirectional(
     CopyOutcome { ended }
 }
 
+/// Makes every close of the socket a reset, also the kernel's when the process ends. Both this and
+/// [`close_orderly`] fail only for a socket that is closed already.
+fn close_by_reset(socket: &TcpStream) {
+    let _ = socket.set_zero_linger();
+}
+
+/// Lets the close that follows deliver what was written.
+fn close_orderly(socket: &TcpStream) {
+    let _ = socket2::SockRef::from(socket).set_linger(None);
+}
+
 /// Both ends; reset when dropped unless finished.
 struct Ends {
     application: TcpStream,
@@ -108,6 +120,7 @@ struct Downward {
 }
 
 async fn run(ends: &mut Ends, counters: &Counters) -> Reason {
+    close_by_reset(&ends.application);
     // No request and response of small messages waits for an acknowledgement (Nagle's algorithm).
     if ends.application.set_nodelay(true).is_err() {
         return Reason::ApplicationReset;
@@ -161,10 +174,9 @@ enum Failed {
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        if !self.finished {
-            // Closing then sends RST, not FIN: the application must not take this for the end of the data.
-            // Fails only for a socket that is closed already.
-            let _ = self.application.set_zero_linger();
+        if self.finished {
+            close_orderly(&self.application);
+        } else {
             self.tunnel.reset();
         }
     }

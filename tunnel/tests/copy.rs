@@ -355,6 +355,87 @@ async fn a_plain_copy_passes_half_closes_and_resets_on() {
     }
 }
 
+#[tokio::test]
+async fn what_was_written_before_an_orderly_end_arrives_however_late_it_is_read() {
+    use weir_tunnel::copy::{Counters, copy_plain};
+    // More than a receiver that does not read takes, so that the rest waits in the sender's kernel at the close.
+    let data = vec![1; 1_000_000];
+    let ((mut near, first), (second, mut far)) = (pair().await, pair().await);
+    let copy = tokio::spawn(async move { copy_plain(first, second, &Counters::default()).await });
+    far.shutdown().await.unwrap();
+    near.write_all(&data).await.unwrap();
+    near.shutdown().await.unwrap();
+    assert_eq!(within(copy).await.unwrap().ended, Reason::None);
+    let mut received = Vec::new();
+    within(far.read_to_end(&mut received)).await.unwrap();
+    assert_eq!(received.len(), data.len());
+
+    let store = store(authority());
+    let mut server = TestServer::start(&store).await;
+    let (listener, _) = application().await;
+    let mut path = path(&pool(&store), &server, &listener).await;
+    path.server.shutdown().await.unwrap();
+    path.client.write_all(&data).await.unwrap();
+    path.client.shutdown().await.unwrap();
+    assert_eq!(within(path.copy).await.unwrap().ended, Reason::None);
+    assert_eq!(server.closed().await, Reason::None);
+    let mut received = Vec::new();
+    within(path.server.read_to_end(&mut received)).await.unwrap();
+    assert_eq!(received.len(), data.len());
+}
+
+/// Where the process that copies connects to; set by the test that starts it.
+const ENDS: &str = "WEIR_TEST_COPY_ENDS";
+
+/// Not a test: another process, which copies between its parent's sockets until it is killed.
+#[tokio::test]
+#[ignore = "started by another test"]
+async fn copies_until_killed() {
+    let Ok(ends) = std::env::var(ENDS) else { return };
+    let ends: Vec<std::net::SocketAddr> = ends.split(' ').map(|end| end.parse().unwrap()).collect();
+    let connect = async |end: usize| tokio::net::TcpStream::connect(ends[end]).await.unwrap();
+    let (first, second, client) = (connect(0).await, connect(1).await, connect(2).await);
+    let plain = weir_tunnel::copy::Counters::default();
+    let plain = weir_tunnel::copy::copy_plain(first, second, &plain);
+    let store = store(authority());
+    let server = TestServer::start(&store).await;
+    let tunnel = open(&pool(&store), server.address, ends[3]).await.unwrap();
+    let counters = weir_tunnel::copy::Counters::default();
+    let tunnelled = weir_tunnel::copy::copy_bidirectional(client, tunnel, &counters);
+    tokio::join!(plain, tunnelled);
+}
+
+#[tokio::test]
+async fn a_process_that_dies_resets_what_it_copied() {
+    let mut listeners = Vec::new();
+    let mut addresses = Vec::new();
+    for _ in 0..4 {
+        let (listener, address) = application().await;
+        listeners.push(listener);
+        addresses.push(address.to_string());
+    }
+    let mut process = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "copies_until_killed"])
+        .env(ENDS, addresses.join(" "))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut ends = Vec::new();
+    for listener in &listeners {
+        ends.push(within(listener.accept()).await.unwrap().0);
+    }
+    for [from, to] in [[0, 1], [2, 3]] {
+        ends[from].write_u8(7).await.unwrap();
+        assert_eq!(within(ends[to].read_u8()).await.unwrap(), 7, "it copies");
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+    for (index, end) in ends.iter_mut().enumerate() {
+        let error = within(end.read_u8()).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "end {index}");
+    }
+}
+
 /// Writes until nothing was taken for a while: all buffers on the way are full.
 async fn fill(socket: &mut tokio::net::TcpStream) -> usize {
     let mut total = 0_usize;

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 use weir_types::Reason;
 
-use super::{CopyOutcome, Counters, LARGE_READ, SMALL_READ};
+use super::{CopyOutcome, Counters, LARGE_READ, SMALL_READ, close_by_reset, close_orderly};
 
 /// Copies between two sockets until both directions ended or one side failed; then the other is reset.
 ///
@@ -48,6 +48,8 @@ struct Direction {
 }
 
 async fn run(ends: &mut Ends, counters: &Counters) -> Reason {
+    close_by_reset(&ends.first);
+    close_by_reset(&ends.second);
     if ends.first.set_nodelay(true).is_err() || ends.second.set_nodelay(true).is_err() {
         return Reason::ApplicationReset;
     }
@@ -79,10 +81,9 @@ async fn run(ends: &mut Ends, counters: &Counters) -> Reason {
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        if !self.finished {
-            // Closing then sends RST, not FIN. Fails only for a socket that is closed already.
-            let _ = self.first.set_zero_linger();
-            let _ = self.second.set_zero_linger();
+        if self.finished {
+            close_orderly(&self.first);
+            close_orderly(&self.second);
         }
     }
 }
