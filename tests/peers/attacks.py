@@ -74,7 +74,8 @@ def flood(arguments, block, frames, start=b"", read=True):
             total += frames
             if read:
                 raw.drain()
-        longest, end = max(longest, sent), raw.end
+        # The last one may have been cut short by the count.
+        longest, end = max(longest, sent), raw.end or end
         raw.tls.close()
     hbone.say(attack=arguments.what, sent=total, connections=connections, longest=longest, end=end)
 
