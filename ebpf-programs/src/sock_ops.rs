@@ -98,10 +98,12 @@ fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
     if state.conn.kind != ConnKind::PASS && !register(state) {
         let now = now_ns();
         if first_denial(&state.key, now) {
-            report(&Event {
-                reason: Reason::TableFull as u32,
-                ..event(state, EventKind::CONNECT_DENIED, now)
-            });
+            let mut refused = event(state, EventKind::CONNECT_DENIED, now);
+            refused.reason = Reason::TableFull as u32;
+            if state.conn.kind == ConnKind::REDIRECT {
+                refused.key.dst = state.conn.orig;
+            }
+            report(&refused);
         }
     }
     // SAFETY: the helper takes the context.

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use aya::maps::{HashMap, Map, MapData};
 use weir_abi::{Budget, LAYOUT_VERSION, Pod as PodEntry};
-use weir_e2e::{Mesh, lines, peers::python, run, serve};
+use weir_e2e::{Mesh, identity, lines, peers::python, run, serve};
 use weir_lab::{Agent, Pod, Spawn as _};
 use weir_types::{Flow, FlowEvent, FlowPath, Reason, TrafficDirection};
 
@@ -92,6 +92,8 @@ fn a_pod_with_as_many_connections_as_it_may_have_is_refused_more_and_others_are_
     assert_eq!(line["connect"], "ECONNREFUSED", "{line}");
     let flow = mesh.flow(&mesh.a, TrafficDirection::Egress, FlowEvent::Refused, 7000);
     assert_eq!(flow.reason, Reason::TableFull);
+    assert_eq!(flow.destination.address.to_string(), to);
+    assert_eq!(flow.source.identity, identity("a"));
     run(&mesh.b, ["echo-client", &to]).success().unwrap();
     // What it gives back it may use again.
     drop(held);
