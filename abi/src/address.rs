@@ -75,6 +75,17 @@ pub const fn is_loopback(addr: &[u32; 4]) -> bool {
     }
 }
 
+/// Whether the address is link-local: `fe80::/10`, or 169.254.0.0/16 (RFC 4291 section 2.5.6, RFC 3927).
+#[inline(always)]
+#[must_use]
+pub const fn is_link_local(addr: &[u32; 4]) -> bool {
+    if is_v4(addr) {
+        u32::from_be(addr[3]) >> 16 == 0xa9fe
+    } else {
+        u32::from_be(addr[0]) >> 22 == 0xfe80 >> 6
+    }
+}
+
 /// A connection's whole 4-tuple, as its client sees it.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -138,6 +149,21 @@ mod tests {
             assert_eq!(is_v4(&addr), v4, "{text} is IPv4");
             assert_eq!(is_unspecified(&addr), unspecified, "{text} is unspecified");
             assert_eq!(is_loopback(&addr), loopback, "{text} is loopback");
+        }
+    }
+
+    #[test]
+    fn link_local_addresses_are_told_from_others() {
+        for (text, expected) in [
+            ("169.254.169.254", true),
+            ("::ffff:169.254.0.1", true),
+            ("169.253.0.1", false),
+            ("fe80::1", true),
+            ("febf::1", true),
+            ("fec0::1", false),
+            ("fd00::1", false),
+        ] {
+            assert_eq!(is_link_local(&words(text)), expected, "{text}");
         }
     }
 

@@ -151,8 +151,8 @@ pub struct Config {
     pub lease_until_ns: u64,
     /// The generation of the configuration in force.
     pub generation: u32,
-    /// Explicit padding.
-    pub pad: u32,
+    /// The handle that the next pod gets. Kept here, so that it lives as long as the entries that bear handles.
+    pub next_handle: u32,
 }
 
 /// The agent's listeners in a pod's namespace. Key of the `LISTENERS` map: `handle << 3 | slot`.

@@ -4,7 +4,7 @@
 
 use crate::{
     Config, Conn, ConnKind, Endpoint, HBONE_PORT, ListenerSlot, Pod, Verdict, VerdictKind,
-    address::{is_loopback, is_unspecified, same_address},
+    address::{is_link_local, is_loopback, is_unspecified, same_address},
     reason::Reason,
 };
 
@@ -21,10 +21,10 @@ pub enum Connect {
         /// Handle of the destination pod.
         dest_pod: u32,
     },
-    /// Rewrite the address to the pod's own and keep the port.
+    /// Rewrite the destination to the pod's own address.
     Redirect {
-        /// The pod's own address of the destination's family.
-        to: [u32; 4],
+        /// The pod's own address of the destination's family, and a port that stands for the destination.
+        to: Endpoint,
     },
     /// Fail it.
     Deny(Reason),
@@ -32,13 +32,14 @@ pub enum Connect {
 
 /// Decides a `connect` of a pod's socket that is not the agent's.
 ///
-/// `verdict` is what the agent cached for this pod and destination; it holds only under the current generation and
+/// `bound_port` is the port that the socket was bound to, 0 if it was not. `verdict` is what the agent cached for this pod and destination; it holds only under the current generation and
 /// within the lease, and whatever else it says sends the connection to the agent.
 #[inline(always)]
 #[must_use]
 pub fn connect(
     pod: &Pod,
     dst: &Endpoint,
+    bound_port: u32,
     verdict: Option<&Verdict>,
     config: &Config,
     now_ns: u64,
@@ -49,6 +50,10 @@ pub fn connect(
     let own = own_address(pod, dst.is_v4());
     if same_address(&own, &dst.addr) {
         return Connect::Direct { dest_pod: pod.handle };
+    }
+    if is_link_local(&dst.addr) {
+        // Never a workload's, and only meaningful with the interface that the rewritten address would not have.
+        return Connect::Pass;
     }
     if let Some(verdict) = verdict
         && verdict.generation == config.generation
@@ -68,7 +73,33 @@ pub fn connect(
     if is_unspecified(&own) {
         return Connect::Deny(Reason::NoAddressOfFamily);
     }
-    Connect::Redirect { to: own }
+    Connect::Redirect {
+        to: Endpoint {
+            addr: own,
+            port: redirect_port(dst, bound_port),
+        },
+    }
+}
+
+/// Ports that redirected connections go to, from 1: privileged ones, which the kernel never gives to a socket by itself.
+const REDIRECT_PORTS: u32 = 1022;
+
+/// A port for a redirected connection: never the socket's own, since one whose both ends are equal connects to itself
+/// and no hook sees a SYN. It differs by destination, so that each has ephemeral ports of its own.
+#[inline(always)]
+#[must_use]
+pub fn redirect_port(dst: &Endpoint, bound_port: u32) -> u32 {
+    let mix = dst.addr[0]
+        ^ dst.addr[1].rotate_left(7)
+        ^ dst.addr[2].rotate_left(13)
+        ^ dst.addr[3]
+        ^ (dst.port << 8);
+    let port = 1 + (mix ^ (mix >> 16)) % REDIRECT_PORTS;
+    if port == bound_port {
+        REDIRECT_PORTS + 1
+    } else {
+        port
+    }
 }
 
 /// The pod's address of a family; unspecified if it has none.
@@ -114,7 +145,8 @@ pub fn lookup(own: &Pod, syn: &Syn, registered: Option<&Conn>, strict: bool, gen
     if let Some(conn) = registered {
         // A closed socket's entry is there for the agent, which has yet to accept; a SYN is somebody else's.
         let open = conn.closed_ns == 0;
-        if conn.kind == ConnKind::REDIRECT && conn.pod == own.handle && from_own && open {
+        // Whatever source address the pod bound it to: it was not meant for this pod.
+        if conn.kind == ConnKind::REDIRECT && conn.pod == own.handle && open {
             return Lookup::Assign(ListenerSlot::OUTBOUND);
         }
         if conn.kind == ConnKind::DELIVERY && conn.pod == own.handle {
@@ -152,7 +184,7 @@ mod tests {
     const CONFIG: Config = Config {
         lease_until_ns: NOW + 1,
         generation: 3,
-        pad: 0,
+        next_handle: 0,
     };
 
     fn own_v4() -> Endpoint {
@@ -175,15 +207,17 @@ mod tests {
     #[test]
     fn a_destination_without_a_verdict_goes_to_the_agent_at_the_pods_own_address() {
         assert_eq!(
-            connect(&POD, &peer(), None, &CONFIG, NOW),
+            connect(&POD, &peer(), 0, None, &CONFIG, NOW),
             Connect::Redirect {
-                to: Endpoint::v4(POD.v4, 0).addr
+                to: Endpoint::v4(POD.v4, redirect_port(&peer(), 0)),
             }
         );
         let v6 = Endpoint::v6([0xfd, 0, 0, 9], 80);
         assert_eq!(
-            connect(&POD, &v6, None, &CONFIG, NOW),
-            Connect::Redirect { to: POD.v6 }
+            connect(&POD, &v6, 0, None, &CONFIG, NOW),
+            Connect::Redirect {
+                to: Endpoint::v6(POD.v6, redirect_port(&v6, 0))
+            }
         );
     }
 
@@ -194,15 +228,15 @@ mod tests {
             Endpoint::v4(0, 1),
             Endpoint::v6([0; 4], 1),
         ] {
-            assert_eq!(connect(&POD, &dst, None, &CONFIG, NOW), Connect::Ignore);
+            assert_eq!(connect(&POD, &dst, 0, None, &CONFIG, NOW), Connect::Ignore);
         }
         assert_eq!(
-            connect(&POD, &own_v4(), None, &CONFIG, NOW),
+            connect(&POD, &own_v4(), 0, None, &CONFIG, NOW),
             Connect::Direct { dest_pod: 7 }
         );
         let own_v6 = Endpoint::v6(POD.v6, 80);
         assert_eq!(
-            connect(&POD, &own_v6, None, &CONFIG, NOW),
+            connect(&POD, &own_v6, 0, None, &CONFIG, NOW),
             Connect::Direct { dest_pod: 7 }
         );
     }
@@ -210,7 +244,7 @@ mod tests {
     #[test]
     fn a_verdict_holds_only_under_its_generation_and_within_the_lease() {
         let redirect = Connect::Redirect {
-            to: Endpoint::v4(POD.v4, 0).addr,
+            to: Endpoint::v4(POD.v4, redirect_port(&peer(), 0)),
         };
         let table = [
             (VerdictKind::PASS, Connect::Pass),
@@ -221,14 +255,17 @@ mod tests {
         ];
         for (kind, expected) in table {
             let verdict = verdict(kind);
-            assert_eq!(connect(&POD, &peer(), Some(&verdict), &CONFIG, NOW), expected);
+            assert_eq!(connect(&POD, &peer(), 0, Some(&verdict), &CONFIG, NOW), expected);
             let stale = Verdict {
                 generation: CONFIG.generation - 1,
                 ..verdict
             };
-            assert_eq!(connect(&POD, &peer(), Some(&stale), &CONFIG, NOW), redirect);
+            assert_eq!(connect(&POD, &peer(), 0, Some(&stale), &CONFIG, NOW), redirect);
             let expired = CONFIG.lease_until_ns;
-            assert_eq!(connect(&POD, &peer(), Some(&verdict), &CONFIG, expired), redirect);
+            assert_eq!(
+                connect(&POD, &peer(), 0, Some(&verdict), &CONFIG, expired),
+                redirect
+            );
         }
     }
 
@@ -237,12 +274,12 @@ mod tests {
         let pod = Pod { v6: [0; 4], ..POD };
         let v6 = Endpoint::v6([0xfd, 0, 0, 9], 80);
         assert_eq!(
-            connect(&pod, &v6, None, &CONFIG, NOW),
+            connect(&pod, &v6, 0, None, &CONFIG, NOW),
             Connect::Deny(Reason::NoAddressOfFamily)
         );
         let pod = Pod { v4: 0, ..POD };
         assert_eq!(
-            connect(&pod, &peer(), None, &CONFIG, NOW),
+            connect(&pod, &peer(), 0, None, &CONFIG, NOW),
             Connect::Deny(Reason::NoAddressOfFamily)
         );
     }
@@ -273,7 +310,8 @@ mod tests {
             (own, Some(conn(ConnKind::REDIRECT, 7, 0, generation)), outbound),
             (own, Some(closed), own_drop),
             (own, Some(conn(ConnKind::REDIRECT, 8, 0, generation)), own_drop),
-            (other, Some(conn(ConnKind::REDIRECT, 7, 0, generation)), plaintext),
+            // Bound to another address of the pod.
+            (other, Some(conn(ConnKind::REDIRECT, 7, 0, generation)), outbound),
             (
                 own,
                 Some(conn(ConnKind::DELIVERY, 7, 0, generation)),
@@ -369,5 +407,31 @@ mod tests {
             lookup(&pod, &syn, None, false, 3),
             Lookup::Assign(ListenerSlot::PLAINTEXT)
         );
+    }
+
+    #[test]
+    fn a_redirected_connection_never_goes_to_its_own_port_nor_to_one_that_the_kernel_could_give_it() {
+        let mut ports = std::collections::HashSet::new();
+        for host in 0..100_u32 {
+            for port in [1, 80, 443, 8080, 32_768, 40_000, 65_535] {
+                let dst = Endpoint::v4((0x0a01_0000 + host).to_be(), port);
+                let to = redirect_port(&dst, 0);
+                assert!((1..=1022).contains(&to), "{to}");
+                assert_ne!(redirect_port(&dst, to), to);
+                assert!((1..=1023).contains(&redirect_port(&dst, to)));
+                ports.insert(to);
+            }
+        }
+        assert!(ports.len() > 300, "destinations are spread: {}", ports.len());
+    }
+
+    #[test]
+    fn link_local_destinations_are_let_pass() {
+        for dst in [
+            Endpoint::v4(0xa9fe_a9fe_u32.to_be(), 80),
+            Endpoint::v6([0xfe80_0000_u32.to_be(), 0, 0, 1], 80),
+        ] {
+            assert_eq!(connect(&POD, &dst, 0, None, &CONFIG, NOW), Connect::Pass);
+        }
     }
 }

@@ -84,7 +84,10 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     // SAFETY: the entry stays valid until the program ends; a concurrent write is a newer decision of the agent.
     let verdict = unsafe { VERDICTS.get(VerdictKey { pod: pod.handle, dst }) };
     let config = config();
-    let decision = decide::connect(&pod, &dst, verdict, &config, now);
+    // SAFETY: the context's socket is valid during the call, and the verifier checks each access.
+    let sk = unsafe { (*sa).__bindgen_anon_1.sk };
+    let bound_port = field!((*sk).src_port);
+    let decision = decide::connect(&pod, &dst, bound_port, verdict, &config, now);
     let (kind, dest_pod) = match decision {
         Connect::Ignore => return PASS,
         Connect::Deny(reason) => {
@@ -123,17 +126,18 @@ fn forget(state: &mut SockState) {
 }
 
 #[inline(always)]
-fn rewrite(sa: *mut bpf_sock_addr, to: [u32; 4], v6: bool) {
+fn rewrite(sa: *mut bpf_sock_addr, to: Endpoint, v6: bool) {
     // SAFETY: the verifier checks each write to the context.
     unsafe {
         if v6 {
-            (*sa).user_ip6[0] = to[0];
-            (*sa).user_ip6[1] = to[1];
-            (*sa).user_ip6[2] = to[2];
-            (*sa).user_ip6[3] = to[3];
+            (*sa).user_ip6[0] = to.addr[0];
+            (*sa).user_ip6[1] = to.addr[1];
+            (*sa).user_ip6[2] = to.addr[2];
+            (*sa).user_ip6[3] = to.addr[3];
         } else {
-            (*sa).user_ip4 = to[3];
+            (*sa).user_ip4 = to.addr[3];
         }
+        (*sa).user_port = u32::from((to.port as u16).to_be());
     }
 }
 

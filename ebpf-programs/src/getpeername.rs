@@ -23,7 +23,8 @@ fn weir_getpeer4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the context's socket is valid during the call, and the verifier checks each access.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
     let local = Endpoint::v4(field!((*sk).src_ip4), field!((*sk).src_port));
-    if let Some(orig) = original(&ctx, local, peer) {
+    // A client of the other family cannot be shown in an IPv4 address.
+    if let Some(orig) = original(&ctx, local, peer).filter(Endpoint::is_v4) {
         // SAFETY: the verifier checks each write to the context.
         unsafe {
             (*sa).user_ip4 = orig.addr[3];

@@ -156,8 +156,12 @@ pub(crate) fn unregister(state: &mut SockState) {
     }
     state.registered = 0;
     if let Some(budget) = BUDGETS.get_ptr_mut(state.conn.pod) {
-        // SAFETY: a valid pointer into the map.
-        add(unsafe { &raw mut (*budget).used }, u64::MAX);
+        // SAFETY: a valid pointer into the map. Never below zero, whatever an earlier agent left there: a share that seems
+        // endless would be none.
+        if unsafe { (&raw const (*budget).used).read_volatile() } != 0 {
+            // SAFETY: as above.
+            add(unsafe { &raw mut (*budget).used }, u64::MAX);
+        }
     }
     let Some(conn) = CONNECTIONS.get_ptr_mut(state.key) else {
         return;

@@ -12,7 +12,10 @@ use std::{
 use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
-use weir_tunnel::certs::{CertificateStore, Settings};
+use weir_tunnel::{
+    ca::CertificateAuthority,
+    certs::{CertificateStore, Settings},
+};
 use weir_types::{
     TrafficDirection,
     api::{ConfigStatus, PodStatus, Status},
@@ -58,13 +61,17 @@ pub struct Agent {
 ///
 /// # Errors
 /// When it cannot start.
-pub async fn run(file: PathBuf, config: ConfigFile, cgroup: PathBuf) -> anyhow::Result<()> {
+pub async fn run(
+    file: PathBuf,
+    config: ConfigFile,
+    ca: CertificateAuthority,
+    cgroup: PathBuf,
+) -> anyhow::Result<()> {
     let socket = api::bind(&config.api.socket)
         .with_context(|| format!("the API socket {} cannot be opened", config.api.socket.display()))?;
     let port = http::bind(config.metrics.address)
         .await
         .with_context(|| format!("the metrics port {} cannot be opened", config.metrics.address))?;
-    let ca = reload::open_ca(&config.ca.value, &config.trust_domain).context("certificate authority")?;
     let settings = Settings {
         trust_domain_aliases: config.trust_domain_aliases.clone(),
         lifetime: config.certificates.lifetime.value.0,
@@ -73,16 +80,19 @@ pub async fn run(file: PathBuf, config: ConfigFile, cgroup: PathBuf) -> anyhow::
     let certificates = CertificateStore::new(Arc::new(ca), settings);
     let (datapath, ring) = Datapath::load(&config.pin_dir, &cgroup)?;
     let metrics = Metrics::new();
-    let flows = FlowLog::new(&config.node, config.flows.capacity as usize, metrics.clone());
+    let flows = FlowLog::new(
+        &config.node.value,
+        config.flows.value.capacity as usize,
+        metrics.clone(),
+    );
     let generation = datapath.generation();
     let node = Arc::new(Node::new(
-        config.node.clone(),
+        config.node.value.clone(),
         datapath,
         flows,
         metrics,
         certificates,
     ));
-    node.generation.store(generation, Ordering::Release);
     let serve = Serve::new(node.clone());
     let enrolment = Enrolment::new(node.clone(), serve)?;
     let agent = Arc::new(Agent {
@@ -94,7 +104,7 @@ pub async fn run(file: PathBuf, config: ConfigFile, cgroup: PathBuf) -> anyhow::
         config: Mutex::new(ConfigStatus {
             file: file.display().to_string(),
             applied: Timestamp::now(),
-            generation: 0,
+            generation,
             rejected: None,
         }),
         ca_problem: Mutex::default(),
@@ -158,13 +168,12 @@ impl Agent {
     /// # Errors
     /// When the kernel refuses it; the old one stays in force.
     pub fn apply(&self, config: &ConfigFile) -> anyhow::Result<()> {
-        let mesh = Mesh::new(config)?;
-        let generation = self.node.generation.load(Ordering::Acquire).wrapping_add(1);
-        // First what is known, then the generation that stands for it: a verdict is written for the generation of its
-        // connection, so none can be of the new one and the old knowledge.
-        self.node.mesh.store(Arc::new(mesh));
+        let generation = self.config().generation.wrapping_add(1);
+        let mesh = Mesh::new(config, generation)?;
+        // First the kernel, which forgets what was decided before: a verdict is written only if the configuration that it
+        // was decided under is the one that the kernel knew when the connection was made.
         self.node.datapath.set_generation(generation)?;
-        self.node.generation.store(generation, Ordering::Release);
+        self.node.mesh.store(Arc::new(mesh));
         tokio::task::block_in_place(|| self.enrolment.reconcile());
         let identities = self
             .node
@@ -219,7 +228,7 @@ impl Agent {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         metrics
             .kernel_connections
-            .set(count(self.node.datapath.connection_count()));
+            .set(count(self.node.datapath.registered()));
         let certificates = self.node.certificates.status();
         let first = certificates
             .iter()

@@ -16,7 +16,7 @@ use crate::{
     netns::NetNs,
     node::{Node, Pod},
     serve::Serve,
-    sockets,
+    sockets::{self, Carries},
 };
 
 /// Why a pod is not enrolled. It is tried again as long as the configuration names it.
@@ -85,10 +85,7 @@ impl Enrolment {
             .map(|pod| (pod.workload.uid.as_str(), pod))
             .collect();
         for pod in self.node.pods() {
-            let stays = wanted
-                .get(pod.workload.uid.as_str())
-                .is_some_and(|local| local.workload == pod.workload);
-            if !stays {
+            if !wanted.contains_key(pod.workload.uid.as_str()) {
                 self.remove(&pod, "it left the configuration");
             } else if !pod.netns.is_current() {
                 self.remove(&pod, "its network namespace is gone");
@@ -96,13 +93,11 @@ impl Enrolment {
         }
         let mut problems = BTreeMap::new();
         for (uid, local) in wanted {
-            match self.node.pod(uid) {
-                Some(pod) => self.set_mode(&pod, local.mode),
-                None => {
-                    if let Err(error) = self.enrol(local) {
-                        problems.insert(uid.to_owned(), error.to_string());
-                    }
-                }
+            let enrolled = self.node.pod(uid);
+            if let Some(pod) = enrolled.as_ref().filter(|pod| pod.is(local)) {
+                self.set_mode(pod, local.mode);
+            } else if let Err(error) = self.enrol(local, enrolled.as_ref()) {
+                problems.insert(uid.to_owned(), error.to_string());
             }
         }
         let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,18 +109,26 @@ impl Enrolment {
         *known = problems;
     }
 
-    /// Detaches what an earlier agent left for pods that are gone.
+    /// Detaches what an earlier agent left for pods that are gone. A pod that is still configured keeps it, also when it
+    /// could not be enrolled: until it can, it fails closed.
     pub fn reap(&self) {
-        let present: HashSet<u32> = self.node.pods().iter().map(|pod| pod.handle.0).collect();
+        let mesh = self.node.mesh.load();
+        let cookie = |pod: &Arc<LocalPod>| NetNs::open(&pod.netns).ok().map(|netns| netns.cookie());
+        let configured: HashSet<u64> = mesh.local().iter().filter_map(cookie).collect();
+        let mut kept: HashSet<u32> = self.node.pods().iter().map(|pod| pod.handle.0).collect();
         for (cookie, pod) in self.node.datapath.pods() {
-            if !present.contains(&pod.handle) {
+            if configured.contains(&cookie) {
+                kept.insert(pod.handle);
+            } else {
                 self.node.datapath.remove_pod(Some(cookie), PodHandle(pod.handle));
             }
         }
-        self.node.datapath.detach_all_but(&present);
+        self.node.datapath.detach_all_but(&kept);
     }
 
-    fn enrol(&self, local: &LocalPod) -> Result<(), EnrolError> {
+    /// Enrols a pod, or puts what it is now in the place of what it was. The kernel keeps the old until it has the new:
+    /// there is no moment in which plaintext passes that must not.
+    fn enrol(&self, local: &LocalPod, before: Option<&Arc<Pod>>) -> Result<(), EnrolError> {
         let open = |source| EnrolError::NetNs {
             path: local.netns.display().to_string(),
             source,
@@ -135,41 +138,63 @@ impl Enrolment {
         if cookie == self.host_cookie {
             return Err(EnrolError::HostNetwork);
         }
-        if let Some(other) = self.node.pods().iter().find(|pod| pod.netns.cookie() == cookie) {
+        let workload = &local.workload;
+        let shares = |pod: &&Arc<Pod>| pod.netns.cookie() == cookie && pod.workload.uid != workload.uid;
+        if let Some(other) = self.node.pods().iter().find(shares) {
             return Err(EnrolError::SharedNetNs(other.workload.uid.clone()));
         }
         let datapath = &self.node.datapath;
-        let workload = &local.workload;
+        let known = datapath
+            .pods()
+            .into_iter()
+            .find(|(known, _)| *known == cookie)
+            .map(|(_, pod)| pod);
         // An earlier agent's pod of this namespace goes on under its handle, if its addresses are the same.
-        let known = datapath.pods().into_iter().find(|(known, _)| *known == cookie);
-        let handle = match known {
-            Some((_, pod)) if pod == weir_abi::Pod::new(pod.handle, &workload.addresses) => {
-                PodHandle(pod.handle)
-            }
-            Some((_, pod)) => {
-                datapath.detach_pod(PodHandle(pod.handle));
-                datapath.remove_pod(Some(cookie), PodHandle(pod.handle));
-                datapath.new_handle()
-            }
-            None => datapath.new_handle(),
+        let same = |pod: &weir_abi::Pod| {
+            before.is_none() && *pod == weir_abi::Pod::new(pod.handle, &workload.addresses)
+        };
+        let handle = match known.filter(same) {
+            Some(pod) => PodHandle(pod.handle),
+            None => datapath.new_handle()?,
         };
         let entry = weir_abi::Pod::new(handle.0, &workload.addresses);
         let pod = Arc::new(Pod::new(handle, local, netns));
         // Inbound first, then outbound: a pod never sends through the mesh before it also receives through it.
-        let result = self.listen(&pod, &entry).and_then(|()| {
-            datapath.set_state(handle, local.mode == MtlsMode::Strict)?;
-            datapath.attach_pod(&entry, pod.netns.as_fd())?;
-            datapath.insert_pod(cookie, &entry)?;
-            Ok(())
-        });
+        let result = datapath
+            .set_state(handle, local.mode == MtlsMode::Strict)
+            .map_err(EnrolError::from)
+            .and_then(|()| {
+                self.listen(&pod, &entry)?;
+                datapath.attach_pod(&entry, pod.netns.as_fd())?;
+                datapath.insert_pod(cookie, &entry)?;
+                Ok(())
+            });
+        let old = known
+            .map(|pod| PodHandle(pod.handle))
+            .filter(|old| *old != handle);
         if let Err(error) = result {
             pod.left.cancel();
-            datapath.detach_pod(handle);
-            datapath.remove_pod(Some(cookie), handle);
+            // What was there before stays: without listeners it refuses.
+            if known.is_none() || old.is_some() {
+                datapath.detach_pod(handle);
+                datapath.remove_pod(None, handle);
+            }
             return Err(error);
         }
         tracing::info!(pod = workload.uid, identity = %workload.identity, handle = handle.0, "pod enrolled");
         self.node.insert(pod);
+        if let Some(old) = old {
+            datapath.detach_pod(old);
+            datapath.remove_pod(None, old);
+        }
+        if let Some(before) = before {
+            if before.netns.cookie() != cookie {
+                datapath.remove_pod(Some(before.netns.cookie()), before.handle);
+                datapath.detach_pod(before.handle);
+            }
+            before.left.cancel();
+            self.serve.forget(before);
+        }
         Ok(())
     }
 
@@ -182,7 +207,12 @@ impl Enrolment {
                 ListenerSlot::HBONE,
                 ListenerSlot::PLAINTEXT,
             ] {
-                let listener = sockets::listen(&pod.netns, *v4).map_err(EnrolError::Listen)?;
+                let carries = if slot == ListenerSlot::HBONE {
+                    Carries::Tls
+                } else {
+                    Carries::Bytes
+                };
+                let listener = sockets::listen(&pod.netns, *v4, carries).map_err(EnrolError::Listen)?;
                 let family = if *v4 { 0 } else { ListenerSlot::V6 };
                 self.node
                     .datapath

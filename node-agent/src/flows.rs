@@ -12,11 +12,13 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use weir_tunnel::copy::Counters;
 use weir_types::{
     Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Process, Reason, TrafficDirection, api::FlowsRequest,
 };
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, node::Pod};
 
 /// Records on their way to the ring. At 10,000 connections a second this is 400 ms of two records each.
 const QUEUE: usize = 8192;
@@ -65,17 +67,18 @@ pub struct Connection {
     log: FlowLog,
     started: Instant,
     flow: Flow,
+    counters: Arc<Counters>,
+    /// The counters' "sent" is what the server sent: a tunnel's, at the server's side.
+    reversed: bool,
+    /// Cancelled when the pod leaves the mesh.
+    left: CancellationToken,
     open: bool,
     ended: bool,
 }
 
-/// How a connection went, at its end.
+/// What the network's side of a connection measured.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Outcome {
-    /// Bytes from client to server.
-    pub sent: u64,
-    /// Bytes from server to client.
-    pub received: u64,
     /// Smoothed round-trip time, microseconds.
     pub rtt_us: Option<u32>,
     /// Segments sent again.
@@ -212,6 +215,9 @@ impl FlowLog {
                 retransmits: None,
                 process: None,
             },
+            counters: Arc::default(),
+            reversed: false,
+            left: CancellationToken::new(),
             open: false,
             ended: false,
         }
@@ -289,11 +295,37 @@ impl Connection {
         self.flow.tls = tls;
     }
 
-    /// Records that it was let through.
-    pub fn open(&mut self) {
+    /// Says whose connection it is: when the pod leaves the mesh, that is why it ended.
+    #[must_use]
+    pub fn of(mut self, pod: &Pod) -> Self {
+        self.left = pod.left.clone();
+        self
+    }
+
+    /// Says that the counters' "sent" is what the server sent.
+    #[must_use]
+    pub fn reversed(mut self) -> Self {
+        self.reversed = true;
+        self
+    }
+
+    /// Records that one endpoint failed, and another is tried.
+    pub fn failed_attempt(&self, reason: Reason, detail: String) {
+        self.emit(FlowEvent::Refused, reason, Some(detail), Outcome::default());
+    }
+
+    /// The bytes so far.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    /// Records that it was let through; gives the counters of its bytes.
+    pub fn open(&mut self) -> Arc<Counters> {
         self.open = true;
         self.log.shared.metrics.opened(&self.flow);
         self.emit(FlowEvent::Open, Reason::None, None, Outcome::default());
+        self.counters()
     }
 
     /// Records that it was refused, or failed before it was open.
@@ -315,14 +347,20 @@ impl Connection {
 
     fn emit(&self, event: FlowEvent, reason: Reason, detail: Option<String>, outcome: Outcome) {
         let duration = self.started.elapsed();
+        let (there, back) = if self.reversed {
+            (&self.counters.received, &self.counters.sent)
+        } else {
+            (&self.counters.sent, &self.counters.received)
+        };
+        let (sent, received) = (there.load(Ordering::Relaxed), back.load(Ordering::Relaxed));
         self.log.record(Flow {
             time: Timestamp::now(),
             event,
             verdict: FlowVerdict::of(reason),
             reason,
             detail,
-            bytes_sent: outcome.sent,
-            bytes_received: outcome.received,
+            bytes_sent: sent,
+            bytes_received: received,
             duration_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
             rtt_us: outcome.rtt_us,
             retransmits: outcome.retransmits,
@@ -337,10 +375,15 @@ impl Drop for Connection {
         if self.ended {
             return;
         }
-        if self.open {
-            self.finish(Reason::Shutdown, Outcome::default());
+        let reason = if self.left.is_cancelled() {
+            Reason::PolicyChanged
         } else {
-            self.emit(FlowEvent::Refused, Reason::Shutdown, None, Outcome::default());
+            Reason::Shutdown
+        };
+        if self.open {
+            self.finish(reason, Outcome::default());
+        } else {
+            self.emit(FlowEvent::Refused, reason, None, Outcome::default());
         }
     }
 }
@@ -422,7 +465,7 @@ mod tests {
     async fn a_connection_whose_task_is_dropped_is_still_closed_in_the_record() {
         let log = FlowLog::new("n", 10, Metrics::new());
         let mut connection = flow(&log, "a", 80);
-        connection.open();
+        let _ = connection.open();
         drop(connection);
         filled(&log, 2).await;
         let events: Vec<_> = log

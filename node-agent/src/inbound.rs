@@ -6,7 +6,7 @@ use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 use weir_tunnel::{
     ConnectionState, PodKey,
-    copy::{CopyOutcome, Counters},
+    copy::CopyOutcome,
     hbone::{Accepted, Authority, ConnectRequest, Handler, Observer, Refusal, Refused},
 };
 use weir_types::{FlowPath, Reason, TrafficDirection};
@@ -14,8 +14,7 @@ use weir_types::{FlowPath, Reason, TrafficDirection};
 use crate::{
     datapath::PodHandle,
     flows::Connection,
-    node::{ConnectionCount, Node},
-    plaintext::outcome,
+    node::{ConnectionCount, DescriptorCount, Node},
     serve::{deliver, network},
 };
 
@@ -27,9 +26,9 @@ pub struct Inbound {
 /// Records how a tunnelled connection went.
 struct Recorder {
     flow: Option<Connection>,
-    counters: Arc<Counters>,
     connection: Arc<ConnectionState>,
     _count: ConnectionCount,
+    _descriptors: DescriptorCount,
 }
 
 impl Inbound {
@@ -56,6 +55,9 @@ impl Handler for Inbound {
         let Some(pod) = self.node.pod_by_handle(PodHandle(pod.0)) else {
             return Err(Refusal::unavailable(Reason::PolicyChanged));
         };
+        let Some(descriptors) = self.node.admit(&pod, 1) else {
+            return Err(Refusal::unavailable(Reason::ConnectionLimit));
+        };
         let client = client(request.peer, request.forwarded.as_ref());
         // From here on the request's record is this one, not `refused`.
         let application = deliver(&self.node, &pod, address, client)
@@ -70,12 +72,13 @@ impl Handler for Inbound {
             destination.clone(),
         );
         flow.towards(FlowPath::Tunnel, destination, Some(connection.tls.to_string()));
-        let counters = Arc::new(Counters::default());
+        let flow = flow.of(&pod).reversed();
+        let counters = flow.counters();
         let observer = Recorder {
             flow: Some(flow),
-            counters: counters.clone(),
             connection: connection.clone(),
             _count: pod.count(),
+            _descriptors: descriptors,
         };
         Ok(Accepted {
             application,
@@ -110,22 +113,15 @@ impl Handler for Inbound {
 impl Observer for Recorder {
     fn opened(&mut self, _: &Arc<ConnectionState>) {
         if let Some(flow) = &mut self.flow {
-            flow.open();
+            let _ = flow.open();
         }
     }
 
     fn closed(&mut self, ended: CopyOutcome) {
         if let Some(flow) = self.flow.take() {
-            let network = self.connection.socket.with(network).unwrap_or_default();
-            // For the tunnel "sent" is what the application here sent; a flow counts from client to server.
-            let seen = outcome(&self.counters, network);
             flow.close(
                 ended.ended,
-                crate::flows::Outcome {
-                    sent: seen.received,
-                    received: seen.sent,
-                    ..seen
-                },
+                self.connection.socket.with(network).unwrap_or_default(),
             );
         }
     }

@@ -5,7 +5,8 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
-use weir_agent::{agent, config, datapath};
+use weir_agent::{agent, config, datapath, reload};
+use weir_tunnel::ca::CertificateAuthority;
 
 /// Measured to matter for TLS bulk transfer: buffers of all sizes come and go on every thread.
 #[global_allocator]
@@ -83,6 +84,20 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_MACHINE);
         }
     };
+    // Keys are in this process's memory from here on: no core dumps, no ptrace by other processes of the same user.
+    let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if let Err(error) = undumpable {
+        return report(Err(error).context("core dumps cannot be switched off"));
+    }
+    let ca = match reload::open_ca(&config.ca.value, &config.trust_domain, !arguments.check) {
+        Ok(ca) => Some(ca),
+        // It would be made now.
+        Err(_) if arguments.check && config.ca.value.dir.as_ref().is_some_and(|dir| !dir.exists()) => None,
+        Err(error) => {
+            eprintln!("weir-agent: {}: ca: {error}", file.display());
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     if arguments.check {
         println!(
             "{}: the configuration is right, and this machine has what it takes",
@@ -90,7 +105,10 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    report(run(file, config, cgroup))
+    let Some(ca) = ca else {
+        return ExitCode::from(EXIT_CONFIG);
+    };
+    report(run(file, config, ca, cgroup))
 }
 
 fn report(result: anyhow::Result<()>) -> ExitCode {
@@ -118,9 +136,12 @@ fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(file: PathBuf, config: config::ConfigFile, cgroup: PathBuf) -> anyhow::Result<()> {
-    // Keys are in this process's memory: no core dumps, no ptrace by other processes of the same user.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+fn run(
+    file: PathBuf,
+    config: config::ConfigFile,
+    ca: CertificateAuthority,
+    cgroup: PathBuf,
+) -> anyhow::Result<()> {
     raise_descriptor_limit()?;
     let threads = config
         .worker_threads
@@ -129,7 +150,7 @@ fn run(file: PathBuf, config: config::ConfigFile, cgroup: PathBuf) -> anyhow::Re
         .worker_threads(threads)
         .enable_all()
         .build()?;
-    runtime.block_on(agent::run(file, config, cgroup))?;
+    runtime.block_on(agent::run(file, config, ca, cgroup))?;
     runtime.shutdown_background();
     Ok(())
 }

@@ -18,6 +18,7 @@ pub struct Mesh {
     by_address: HashMap<IpAddr, Arc<Workload>>,
     services: HashMap<IpAddr, Arc<Service>>,
     local: Vec<Arc<LocalPod>>,
+    generation: u32,
 }
 
 /// A workload.
@@ -95,8 +96,11 @@ impl Mesh {
     ///
     /// # Errors
     /// When a workload's namespace or account is no Kubernetes name, which the check of the file excludes.
-    pub fn new(config: &ConfigFile) -> Result<Self, IdentityError> {
-        let mut mesh = Self::default();
+    pub fn new(config: &ConfigFile, generation: u32) -> Result<Self, IdentityError> {
+        let mut mesh = Self {
+            generation,
+            ..Self::default()
+        };
         let mut by_uid = HashMap::new();
         for source in config.workloads.iter().map(|w| &w.value) {
             let workload = Arc::new(Workload {
@@ -119,7 +123,7 @@ impl Mesh {
                 mesh.local.push(Arc::new(LocalPod {
                     workload: workload.clone(),
                     netns: pod.netns.clone(),
-                    mode: config.mtls.mode(&pod.uid, &pod.namespace),
+                    mode: config.mtls.value.mode(&pod.uid, &pod.namespace),
                 }));
             }
         }
@@ -150,6 +154,12 @@ impl Mesh {
             }
         }
         Ok(mesh)
+    }
+
+    /// The number of this configuration.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Where an address leads. Services first: a virtual address is no workload's.
@@ -305,7 +315,7 @@ services:
 ";
 
     fn mesh() -> Mesh {
-        Mesh::new(&crate::config::parse("t.yaml".as_ref(), CONFIG).unwrap()).unwrap()
+        Mesh::new(&crate::config::parse("t.yaml".as_ref(), CONFIG).unwrap(), 1).unwrap()
     }
 
     #[test]
@@ -340,7 +350,10 @@ services:
 
     #[test]
     fn the_narrowest_mode_counts() {
-        let mtls = crate::config::parse("t.yaml".as_ref(), CONFIG).unwrap().mtls;
+        let mtls = crate::config::parse("t.yaml".as_ref(), CONFIG)
+            .unwrap()
+            .mtls
+            .value;
         assert_eq!(mtls.mode("w1", "a"), MtlsMode::Permissive);
         assert_eq!(mtls.mode("w3", "b"), MtlsMode::Strict);
         assert_eq!(mtls.mode("w2", "b"), MtlsMode::Permissive);

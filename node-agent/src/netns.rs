@@ -61,10 +61,20 @@ impl NetNs {
         self.file.as_fd()
     }
 
-    /// Whether its file still names this very namespace.
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its file still names this very namespace. A file that cannot be looked at for another cause than that it
+    /// is gone is taken for the same.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode)
+        match std::fs::metadata(&self.path) {
+            Ok(meta) => meta.ino() == self.inode,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// Runs `f` in the namespace, on this thread. `f` must not block or wait: the thread's other work would go on there.

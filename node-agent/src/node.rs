@@ -44,10 +44,9 @@ pub struct Node {
     pub handshakes: HandshakeLimiter,
     /// Cancelled when the agent stops.
     pub drain: CancellationToken,
-    /// Rises by one with each configuration applied.
-    pub generation: AtomicU32,
-    /// Sockets that one pod may have accepted from its listeners at once.
-    sockets_per_pod: u64,
+    /// Descriptors that the connections of one pod, and of all, may have.
+    descriptors: (u64, u64),
+    used: AtomicU64,
     pods: RwLock<Pods>,
 }
 
@@ -71,8 +70,8 @@ pub struct Pod {
     pub left: CancellationToken,
     /// Connections open through the agent.
     pub connections: AtomicU64,
-    /// Sockets accepted from its listeners, open now.
-    pub accepted: AtomicU64,
+    /// Descriptors that its connections have.
+    pub descriptors: AtomicU64,
     /// Verdicts cached in the kernel: under which generation, and how many.
     pub verdicts: (AtomicU32, AtomicU32),
 }
@@ -80,17 +79,23 @@ pub struct Pod {
 /// Counts a connection of a pod until it is dropped.
 pub struct ConnectionCount(Arc<Pod>);
 
-/// Counts an accepted socket of a pod until it is dropped.
-pub struct AcceptedCount(Arc<Pod>);
+/// Counts descriptors of a pod's connection until it is dropped.
+pub struct DescriptorCount {
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    count: u64,
+}
 
-/// Descriptors for each connection at most: both sockets, and one for its statistics. So one pod can take no more than
-/// all of them, and what its listeners accept always finds a way on.
-const DESCRIPTORS: u64 = 3;
+/// Kept for the agent itself: configuration, API, metrics, programs, and connections about to be refused.
+const RESERVE: u64 = 1024;
 
-fn descriptor_limit() -> u64 {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+/// What one pod may have, and all together: half of the machine's limit, so that no pod takes all from the others, and
+/// nearly all.
+fn descriptor_limits() -> (u64, u64) {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
         .current
-        .unwrap_or(u64::MAX)
+        .unwrap_or(u64::MAX);
+    (limit / 2, limit.saturating_sub(RESERVE).max(limit / 2))
 }
 
 // === impl Node ===
@@ -115,8 +120,8 @@ impl Node {
             tunnels: Registry::default(),
             handshakes: HandshakeLimiter::default(),
             drain: CancellationToken::new(),
-            generation: AtomicU32::new(0),
-            sockets_per_pod: descriptor_limit() / DESCRIPTORS,
+            descriptors: descriptor_limits(),
+            used: AtomicU64::new(0),
             pods: RwLock::default(),
         }
     }
@@ -139,19 +144,27 @@ impl Node {
         self.read().by_uid.values().cloned().collect()
     }
 
-    /// Room for another socket accepted from a pod's listeners, unless it has as many as it may.
+    /// Room for another connection of a pod that takes this many descriptors, unless it, or all together, have as many as
+    /// they may.
     #[must_use]
-    pub fn admit(&self, pod: &Arc<Pod>) -> Option<AcceptedCount> {
-        let before = pod.accepted.fetch_add(1, Ordering::Relaxed);
-        let count = AcceptedCount(pod.clone());
-        (before < self.sockets_per_pod).then_some(count)
+    pub fn admit(self: &Arc<Self>, pod: &Arc<Pod>, count: u64) -> Option<DescriptorCount> {
+        let of_pod = pod.descriptors.fetch_add(count, Ordering::Relaxed);
+        let of_all = self.used.fetch_add(count, Ordering::Relaxed);
+        let counted = DescriptorCount {
+            node: self.clone(),
+            pod: pod.clone(),
+            count,
+        };
+        (of_pod < self.descriptors.0 && of_all < self.descriptors.1).then_some(counted)
     }
 
     /// Adds an enrolled pod.
     pub fn insert(&self, pod: Arc<Pod>) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.by_handle.insert(pod.handle, pod.clone());
-        pods.by_uid.insert(pod.workload.uid.clone(), pod);
+        if let Some(old) = pods.by_uid.insert(pod.workload.uid.clone(), pod) {
+            pods.by_handle.remove(&old.handle);
+        }
         self.metrics
             .pods
             .set(i64::try_from(pods.by_uid.len()).unwrap_or(i64::MAX));
@@ -168,12 +181,24 @@ impl Node {
         Some(pod)
     }
 
-    /// A client's end of a flow, with an identity if one was verified.
+    /// A client's end of a flow, with an identity if one was verified. A verified client is called by the name of the
+    /// workload at its address only if that has the same identity: the address alone proves nothing.
     #[must_use]
     pub fn peer(&self, address: SocketAddr, identity: Option<weir_types::Identity>) -> FlowPeer {
+        let mesh = self.mesh.load();
+        let known = mesh.workload(address.ip()).map(|workload| &workload.identity);
+        let named = identity.is_none() || known == identity.as_ref();
+        let peer = if named {
+            mesh.peer(address)
+        } else {
+            FlowPeer::unknown(address)
+        };
         FlowPeer {
+            namespace: peer
+                .namespace
+                .or_else(|| identity.as_ref().map(|id| id.namespace().to_owned())),
             identity,
-            ..self.mesh.load().peer(address)
+            ..peer
         }
     }
 
@@ -196,9 +221,17 @@ impl Pod {
             mode: watch::Sender::new(local.mode),
             left: CancellationToken::new(),
             connections: AtomicU64::new(0),
-            accepted: AtomicU64::new(0),
+            descriptors: AtomicU64::new(0),
             verdicts: (AtomicU32::new(0), AtomicU32::new(0)),
         }
+    }
+
+    /// Whether it is what the configuration says: the same identity, at the same addresses, in the same namespace. Other
+    /// changes of its workload concern no connection.
+    #[must_use]
+    pub fn is(&self, local: &LocalPod) -> bool {
+        let (own, new) = (&self.workload, &local.workload);
+        own.identity == new.identity && own.addresses == new.addresses && self.netns.path() == local.netns
     }
 
     /// Its number, for the tunnel.
@@ -221,9 +254,10 @@ impl Pod {
     }
 }
 
-impl Drop for AcceptedCount {
+impl Drop for DescriptorCount {
     fn drop(&mut self) {
-        self.0.accepted.fetch_sub(1, Ordering::Relaxed);
+        self.pod.descriptors.fetch_sub(self.count, Ordering::Relaxed);
+        self.node.used.fetch_sub(self.count, Ordering::Relaxed);
     }
 }
 
@@ -237,6 +271,7 @@ impl Drop for ConnectionCount {
 #[must_use]
 pub fn process(pid: u32, comm: &[u8; 16]) -> Option<Process> {
     let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
-    let name = String::from_utf8_lossy(&comm[..end]).into_owned();
+    // A process names itself: nothing of it may reach a terminal as anything but text.
+    let name = String::from_utf8_lossy(&comm[..end]).replace(char::is_control, "?");
     (pid != 0).then_some(Process { pid, name })
 }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use weir_abi::{Conn, ConnKind, FlowKey, HBONE_PORT, Verdict, VerdictKey, VerdictKind};
 use weir_tunnel::{
     PodKey,
-    copy::{Counters, copy_bidirectional, copy_plain},
+    copy::{copy_bidirectional, copy_plain},
     hbone::{Authority, ConnectHeaders, TunnelStream},
     pool::{Connector, Target},
 };
@@ -23,9 +23,8 @@ use crate::{
     datapath::PodHandle,
     flows::Connection,
     mesh::{Destination, Workload},
-    node::{Node, Pod, process},
-    plaintext::outcome,
-    serve::{Accepted, NetworkProbe, Serve, connect_reason, deliver, network},
+    node::{DescriptorCount, Node, Pod, process},
+    serve::{Accepted, NetworkProbe, Serve, connect_reason, network},
     sockets::{self, Mark},
 };
 
@@ -49,7 +48,7 @@ struct Candidate {
 /// A connection that reached its destination.
 enum Upstream {
     Tunnel(TunnelStream),
-    Plaintext(TcpStream),
+    Plaintext(TcpStream, DescriptorCount),
 }
 
 /// The kernel's entry of an accepted connection; removed with it, since the client's socket may be gone before.
@@ -112,7 +111,8 @@ pub async fn carry(serve: &Serve, pod: &Arc<Pod>, accepted: Accepted) {
     let target = FlowPeer::unknown(original);
     let mut flow = node
         .flows
-        .connection(TrafficDirection::Egress, FlowPath::Nowhere, source, target);
+        .connection(TrafficDirection::Egress, FlowPath::Nowhere, source, target)
+        .of(pod);
     flow.process(process(conn.pid, &conn.comm));
     let candidates = match candidates(node, pod, &conn, original, &mut flow) {
         Ok(candidates) => candidates,
@@ -138,7 +138,8 @@ fn candidates(
     original: SocketAddr,
     flow: &mut Connection,
 ) -> Result<Vec<Candidate>, Reason> {
-    match node.mesh.load().destination(original.ip()) {
+    let mesh = node.mesh.load();
+    match mesh.destination(original.ip()) {
         Destination::Outside => {
             let candidate = Candidate {
                 address: original,
@@ -146,7 +147,7 @@ fn candidates(
                 subject_alt_names: Vec::new(),
             };
             flow.towards(FlowPath::Plaintext, FlowPeer::unknown(original), None);
-            let_pass(node, pod, conn);
+            let_pass(node, pod, conn, mesh.generation());
             Ok(vec![candidate])
         }
         Destination::Workload(workload) => {
@@ -176,9 +177,8 @@ fn candidates(
 }
 
 /// Lets the pod's next connections to this destination, which is outside the mesh, go their way in the kernel.
-fn let_pass(node: &Node, pod: &Pod, conn: &Conn) {
-    let generation = node.generation.load(Ordering::Acquire);
-    // What was decided under an older configuration may be wrong under the present one.
+fn let_pass(node: &Node, pod: &Pod, conn: &Conn, generation: u32) {
+    // The kernel knows another configuration than the one that this was decided under.
     if conn.generation != generation {
         return;
     }
@@ -211,25 +211,21 @@ async fn reach(
     candidates: &[Candidate],
     flow: &mut Connection,
 ) -> Result<Upstream, Failure> {
-    let mut last = None;
-    for candidate in candidates {
+    for (number, candidate) in candidates.iter().enumerate() {
         match attempt(serve, pod, client, candidate, flow).await {
             Ok(upstream) => return Ok(upstream),
-            Err(failure) => {
-                let retryable = failure.retryable;
-                last = Some(failure);
-                if !retryable {
-                    break;
-                }
+            // Recorded even if another endpoint serves the connection in the end.
+            Err(failure) if failure.retryable && number + 1 < candidates.len() => {
+                flow.failed_attempt(failure.reason, failure.detail);
             }
+            Err(failure) => return Err(failure),
         }
     }
-    let none = || Failure {
+    Err(Failure {
         reason: Reason::NoEndpoint,
         detail: "no endpoint".to_owned(),
         retryable: false,
-    };
-    Err(last.unwrap_or_else(none))
+    })
 }
 
 async fn attempt(
@@ -239,36 +235,24 @@ async fn attempt(
     candidate: &Candidate,
     flow: &mut Connection,
 ) -> Result<Upstream, Failure> {
-    let node = &serve.node;
     let address = candidate.address;
-    let plain = |error: io::Error, reason| Failure {
-        reason,
-        detail: format!("{address}: {error}"),
-        retryable: true,
+    let plaintext = |to: FlowPeer, mark: Mark, flow: &mut Connection| {
+        flow.towards(FlowPath::Plaintext, to, None);
+        connect_plain(serve, pod, address, mark)
     };
     let Some(workload) = &candidate.workload else {
-        flow.towards(FlowPath::Plaintext, FlowPeer::unknown(address), None);
-        let stream = sockets::connect(&node.datapath, &pod.netns, address, Mark::Agent).await;
-        return stream.map(Upstream::Plaintext).map_err(|error| {
-            let reason = connect_reason(&error);
-            plain(error, reason)
-        });
+        return plaintext(FlowPeer::unknown(address), Mark::Plain, flow).await;
     };
     if workload.uid == pod.workload.uid {
         // A service that leads back to the pod itself: it never leaves the pod.
-        flow.towards(FlowPath::Plaintext, workload.verified_peer(address), None);
-        let stream = deliver(node, pod, address, client).await;
-        return stream
-            .map(Upstream::Plaintext)
-            .map_err(|(reason, error)| plain(error, reason));
+        let mark = Mark::Delivery {
+            pod: pod.handle,
+            client,
+        };
+        return plaintext(workload.verified_peer(address), mark, flow).await;
     }
     if workload.tunnel == TunnelProtocol::None {
-        flow.towards(FlowPath::Plaintext, workload.peer(address), None);
-        let stream = sockets::connect(&node.datapath, &pod.netns, address, Mark::Agent).await;
-        return stream.map(Upstream::Plaintext).map_err(|error| {
-            let reason = connect_reason(&error);
-            plain(error, reason)
-        });
+        return plaintext(workload.peer(address), Mark::Plain, flow).await;
     }
     flow.towards(FlowPath::Tunnel, workload.peer(address), None);
     let expected = std::iter::once(&workload.identity)
@@ -299,6 +283,27 @@ async fn attempt(
     Ok(Upstream::Tunnel(tunnel))
 }
 
+async fn connect_plain(
+    serve: &Serve,
+    pod: &Arc<Pod>,
+    address: SocketAddr,
+    mark: Mark,
+) -> Result<Upstream, Failure> {
+    let failure = |reason, detail| Failure {
+        reason,
+        detail,
+        retryable: true,
+    };
+    // Where it goes on to, and its statistics.
+    let Some(descriptors) = serve.node.admit(pod, 2) else {
+        return Err(failure(Reason::ConnectionLimit, "no more descriptors".to_owned()));
+    };
+    sockets::connect(&serve.node.datapath, &pod.netns, address, mark)
+        .await
+        .map(|stream| Upstream::Plaintext(stream, descriptors))
+        .map_err(|error| failure(connect_reason(&error), format!("{address}: {error}")))
+}
+
 /// Hints for the other side's records.
 fn headers(pod: &Pod, client: SocketAddr) -> ConnectHeaders {
     let identity = &pod.workload.identity;
@@ -315,19 +320,17 @@ fn headers(pod: &Pod, client: SocketAddr) -> ConnectHeaders {
 }
 
 async fn copy(stream: TcpStream, upstream: Upstream, mut flow: Connection) {
-    flow.open();
-    let counters = Counters::default();
+    let counters = flow.open();
     match upstream {
         Upstream::Tunnel(tunnel) => {
             let connection = tunnel.connection().clone();
             let ended = copy_bidirectional(stream, tunnel, &counters).await.ended;
-            let network = connection.socket.with(network).unwrap_or_default();
-            flow.close(ended, outcome(&counters, network));
+            flow.close(ended, connection.socket.with(network).unwrap_or_default());
         }
-        Upstream::Plaintext(upstream) => {
+        Upstream::Plaintext(upstream, _descriptors) => {
             let probe = NetworkProbe::new(&upstream);
             let ended = copy_plain(stream, upstream, &counters).await.ended;
-            flow.close(ended, outcome(&counters, probe.read()));
+            flow.close(ended, probe.read());
         }
     }
 }

@@ -1,13 +1,12 @@
 //! Inbound plaintext: from outside the mesh to a PERMISSIVE pod.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
-use weir_tunnel::copy::{Counters, copy_plain};
+use weir_tunnel::copy::copy_plain;
 use weir_types::{FlowPath, Reason, TrafficDirection};
 
 use crate::{
     config::MtlsMode,
-    flows::Outcome,
     node::{Node, Pod},
     serve::{self, Accepted, deliver},
     sockets,
@@ -37,21 +36,11 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
             return sockets::reset(stream);
         }
     };
-    flow.open();
-    let counters = Counters::default();
+    let counters = flow.open();
     let network = serve::NetworkProbe::new(&stream);
     let reason = tokio::select! {
         outcome = copy_plain(stream, application, &counters) => outcome.ended,
         _ = mode.wait_for(|mode| *mode == MtlsMode::Strict) => Reason::PolicyChanged,
     };
-    flow.close(reason, outcome(&counters, network.read()));
-}
-
-/// Bytes so far, and what the network's side measured.
-pub fn outcome(counters: &Counters, network: Outcome) -> Outcome {
-    Outcome {
-        sent: counters.sent.load(Ordering::Relaxed),
-        received: counters.received.load(Ordering::Relaxed),
-        ..network
-    }
+    flow.close(reason, network.read());
 }

@@ -98,7 +98,7 @@ fn reload(agent: &Agent, file: &Path, applied: &mut ConfigFile) {
 }
 
 fn reload_ca(agent: &Agent, config: &ConfigFile) {
-    match open_ca(&config.ca.value, &config.trust_domain) {
+    match open_ca(&config.ca.value, &config.trust_domain, false) {
         Ok(ca) => {
             tracing::info!("certificate authority reloaded");
             agent.node.certificates.replace_issuer(Arc::new(ca));
@@ -111,18 +111,22 @@ fn reload_ca(agent: &Agent, config: &ConfigFile) {
     }
 }
 
-/// Opens the CA that a configuration names.
+/// Opens the CA that a configuration names. At the agent's start a folder that is empty gets one; later, a CA that is gone
+/// is an error, and never a reason to make another.
 ///
 /// # Errors
-/// When its files are missing, malformed or readable by others.
-pub fn open_ca(config: &CaConfig, trust_domain: &TrustDomain) -> Result<CertificateAuthority, CaError> {
+/// When its files are missing, malformed or open to others.
+pub fn open_ca(
+    config: &CaConfig,
+    trust_domain: &TrustDomain,
+    starting: bool,
+) -> Result<CertificateAuthority, CaError> {
     match (&config.dir, &config.certificate, &config.key) {
         (Some(dir), ..) => {
-            let ca = CertificateAuthority::open_or_create_dir(dir, trust_domain)?;
-            if config.roots.is_empty() {
-                return Ok(ca);
+            if starting {
+                CertificateAuthority::open_or_create_dir(dir, trust_domain)?;
             }
-            CertificateAuthority::from_files(&dir.join("ca.crt"), &dir.join("ca.key"), &config.roots)
+            CertificateAuthority::open_dir(dir, &config.roots)
         }
         (None, Some(certificate), Some(key)) => {
             CertificateAuthority::from_files(certificate, key, &config.roots)
@@ -146,7 +150,7 @@ fn ca_files(config: &CaConfig) -> Vec<PathBuf> {
 /// The first field that differs among those that hold for the agent's life.
 fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
     let fields = [
-        ("node", old.node != new.node),
+        ("node", old.node.value != new.node.value),
         ("trustDomain", old.trust_domain != new.trust_domain),
         (
             "trustDomainAliases",
@@ -160,7 +164,7 @@ fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
         ("pinDir", old.pin_dir != new.pin_dir),
         ("api", old.api != new.api),
         ("metrics", old.metrics != new.metrics),
-        ("flows", old.flows != new.flows),
+        ("flows", old.flows.value != new.flows.value),
         ("workerThreads", old.worker_threads != new.worker_threads),
     ];
     fields

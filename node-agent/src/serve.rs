@@ -80,7 +80,7 @@ impl Serve {
                     continue;
                 }
             };
-            let Some(count) = self.node.admit(&pod) else {
+            let Some(count) = self.node.admit(&pod, descriptors(slot)) else {
                 self.refuse(&pod, stream);
                 continue;
             };
@@ -107,20 +107,20 @@ impl Serve {
             peer: canonical(peer),
             local: canonical(local),
         };
+        // Its listeners are bound to loopback: who comes there was not handed over by the kernel program.
+        let looped = accepted.local.ip().is_loopback();
         match slot {
             ListenerSlot::OUTBOUND => {
                 let _count = pod.count();
                 outbound::carry(self, pod, accepted).await;
             }
-            ListenerSlot::HBONE
-                if pod.has(accepted.local.ip()) && accepted.local.port() == weir_abi::HBONE_PORT =>
-            {
+            ListenerSlot::HBONE if !looped && accepted.local.port() == weir_abi::HBONE_PORT => {
                 let Accepted { stream, peer, local } = accepted;
                 self.hbone
                     .serve(stream, local, peer, pod.key(), &pod.workload.identity)
                     .await;
             }
-            ListenerSlot::PLAINTEXT if pod.has(accepted.local.ip()) => {
+            ListenerSlot::PLAINTEXT if !looped => {
                 let _count = pod.count();
                 plaintext::carry(&self.node, pod, accepted).await;
             }
@@ -157,6 +157,16 @@ impl Serve {
     /// Closes the tunnels of a pod that left.
     pub fn forget(&self, pod: &Pod) {
         self.pool.close_source(pod.key());
+    }
+}
+
+/// Descriptors of a connection from a listener: what is accepted, where it goes on to in plaintext, and one for its
+/// statistics. A tunnel's connection goes on to the applications of its requests, which are counted one by one.
+fn descriptors(slot: u32) -> u64 {
+    match slot {
+        ListenerSlot::HBONE => 2,
+        ListenerSlot::PLAINTEXT => 3,
+        _ => 1,
     }
 }
 
@@ -220,7 +230,6 @@ pub fn network(socket: std::os::fd::BorrowedFd<'_>) -> Outcome {
     Outcome {
         rtt_us: (info.tcpi_rtt > 0).then_some(info.tcpi_rtt),
         retransmits: Some(info.tcpi_total_retrans),
-        ..Outcome::default()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     time::Duration,
 };
 
@@ -26,8 +26,10 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a connection of the agent is to the kernel programs.
 #[derive(Debug, Clone, Copy)]
 pub enum Mark {
-    /// A tunnel, or to a destination outside the mesh.
+    /// A tunnel.
     Agent,
+    /// To a destination outside the mesh.
+    Plain,
     /// To a pod's application, on behalf of a client.
     Delivery {
         /// The pod.
@@ -40,7 +42,7 @@ pub enum Mark {
 impl From<Mark> for Conn {
     fn from(mark: Mark) -> Self {
         match mark {
-            Mark::Agent => Self {
+            Mark::Agent | Mark::Plain => Self {
                 kind: ConnKind::AGENT,
                 ..Self::default()
             },
@@ -68,8 +70,18 @@ pub async fn connect(
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = netns.run(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
     match mark {
-        // Both ends are on this machine: the kernel tells when the other is gone.
-        Mark::Delivery { .. } => socket.set_tcp_nodelay(true)?,
+        Mark::Delivery { .. } => {
+            // Both ends are on this machine: the kernel tells when the other is gone.
+            socket.set_tcp_nodelay(true)?;
+            reset_unless_finished(&socket)?;
+            if address.is_ipv4() {
+                spread(&socket)?;
+            }
+        }
+        Mark::Plain => {
+            tune(&socket)?;
+            reset_unless_finished(&socket)?;
+        }
         Mark::Agent => tune(&socket)?,
     }
     datapath.mark(socket.as_fd(), mark.into())?;
@@ -84,7 +96,7 @@ pub async fn connect(
 ///
 /// # Errors
 /// As socket(2), bind(2) and listen(2).
-pub fn listen(netns: &NetNs, v4: bool) -> io::Result<TcpListener> {
+pub fn listen(netns: &NetNs, v4: bool, carries: Carries) -> io::Result<TcpListener> {
     let (domain, address) = if v4 {
         (Domain::IPV4, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
     } else {
@@ -100,6 +112,9 @@ pub fn listen(netns: &NetNs, v4: bool) -> io::Result<TcpListener> {
     }
     // Accepted connections inherit them.
     tune(&socket)?;
+    if carries == Carries::Bytes {
+        reset_unless_finished(&socket)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -115,6 +130,44 @@ fn tune(socket: &Socket) -> io::Result<()> {
             .with_interval(interval)
             .with_retries(retries),
     )
+}
+
+/// What a listener's connections carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carries {
+    /// An application's bytes.
+    Bytes,
+    /// TLS, which tells by itself whether it ended in order.
+    Tls,
+}
+
+/// Makes a socket end with a reset whenever it is closed: when the agent gives up, is stopped or crashes, the other side
+/// must not take that for the end of the data. Who finished in order takes it back.
+fn reset_unless_finished(socket: &Socket) -> io::Result<()> {
+    socket.set_linger(Some(Duration::ZERO))
+}
+
+/// Gives a delivery one of 16 million loopback addresses as its source: with the pod's own, all clients of an application
+/// would share the ephemeral ports of one address, and those stay taken for a minute after each connection.
+fn spread(socket: &Socket) -> io::Result<()> {
+    let host: u32 = rand::random_range(1..0x00ff_ffff);
+    let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() & 0xff00_0000 | host);
+    let on: libc::c_int = 1;
+    // Not a port of this address's own, but one that is free towards this destination (kernel 4.2).
+    // SAFETY: the value is an int, as the length says.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    socket.bind(&SocketAddr::from((address, 0)).into())
 }
 
 /// Ends a connection with a reset, so that the other side does not take it for a complete answer.

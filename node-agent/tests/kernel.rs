@@ -67,7 +67,7 @@ fn the_kernel_accepts_the_programs_and_a_second_start_updates_them_in_place() {
     let place = Place::new("update");
     let first = place.load();
     let pod = Pod::new(
-        first.new_handle().0,
+        first.new_handle().unwrap().0,
         &["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
     );
     first.attach_pod(&pod, place.netns().as_fd()).unwrap();
@@ -110,21 +110,21 @@ fn programs_carry_btf() {
 fn a_pods_handle_is_never_given_again() {
     let place = Place::new("handles");
     let first = place.load();
-    let handle = first.new_handle();
+    let handle = first.new_handle().unwrap();
     first.set_state(handle, true).unwrap();
     first
         .insert_pod(1, &Pod::new(handle.0, &["10.0.0.1".parse().unwrap()]))
         .unwrap();
     drop(first);
     let second = place.load();
-    assert!(second.new_handle() > handle);
+    assert!(second.new_handle().unwrap() > handle);
 }
 
 #[test]
 fn the_program_of_a_pod_that_went_is_detached() {
     let place = Place::new("reap");
     let datapath = place.load();
-    let handle = datapath.new_handle();
+    let handle = datapath.new_handle().unwrap();
     let pod = Pod::new(handle.0, &["10.0.0.1".parse().unwrap()]);
     datapath.attach_pod(&pod, place.netns().as_fd()).unwrap();
     assert_eq!(datapath.programs().len(), 6);

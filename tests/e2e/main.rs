@@ -5,6 +5,7 @@
 mod attacks;
 mod budgets;
 mod clients;
+mod corners;
 mod envoy;
 mod halves;
 mod hostile;

@@ -24,7 +24,8 @@ pub use text::HumanDuration;
 #[schemars(title = "weir-agent configuration")]
 pub struct ConfigFile {
     /// Name of this node, as `workloads[].node` uses it.
-    pub node: String,
+    #[schemars(with = "String")]
+    pub node: Spanned<String>,
     /// Trust domain of the mesh, the first part of every identity: `spiffe://<trustDomain>/ns/<namespace>/sa/<account>`.
     pub trust_domain: TrustDomain,
     /// Other trust domains whose identities are accepted from peers whose certificates chain to a trusted root.
@@ -49,14 +50,16 @@ pub struct ConfigFile {
     #[serde(default)]
     pub metrics: MetricsConfig,
     /// Recorded flows. Fixed at start.
-    #[serde(default)]
-    pub flows: FlowsConfig,
+    #[serde(default = "defaults::flows")]
+    #[schemars(with = "FlowsConfig")]
+    pub flows: Spanned<FlowsConfig>,
     /// Threads that carry connections; half of the node's processors if absent, at least one. Fixed at start.
     #[serde(default)]
     pub worker_threads: Option<std::num::NonZeroU16>,
     /// Whether workloads accept plaintext. Workload over namespace over mesh.
-    #[serde(default)]
-    pub mtls: MtlsConfig,
+    #[serde(default = "defaults::mtls")]
+    #[schemars(with = "MtlsConfig")]
+    pub mtls: Spanned<MtlsConfig>,
     /// The pods of this node that are in the mesh.
     #[serde(default)]
     #[schemars(with = "Vec<PodConfig>")]
@@ -251,12 +254,28 @@ pub struct EndpointConfig {
 mod defaults {
     use std::path::PathBuf;
 
+    use serde_saphyr::{Location, Spanned};
+
+    use super::{FlowsConfig, MtlsConfig};
+
     pub(super) fn pin_dir() -> PathBuf {
         PathBuf::from("/sys/fs/bpf/weir")
     }
 
     pub(super) fn service_account() -> String {
         "default".to_owned()
+    }
+
+    pub(super) fn flows() -> Spanned<FlowsConfig> {
+        nowhere(FlowsConfig::default())
+    }
+
+    pub(super) fn mtls() -> Spanned<MtlsConfig> {
+        nowhere(MtlsConfig::default())
+    }
+
+    pub(super) fn nowhere<T>(value: T) -> Spanned<T> {
+        Spanned::new(value, Location::UNKNOWN, Location::UNKNOWN)
     }
 
     pub(super) fn healthy() -> bool {
@@ -268,11 +287,7 @@ impl Default for CertificatesConfig {
     fn default() -> Self {
         let day = HumanDuration(Duration::from_secs(24 * 3600));
         Self {
-            lifetime: Spanned::new(
-                day,
-                serde_saphyr::Location::UNKNOWN,
-                serde_saphyr::Location::UNKNOWN,
-            ),
+            lifetime: defaults::nowhere(day),
         }
     }
 }

@@ -173,12 +173,14 @@ impl Problem {
 }
 
 fn check(config: &ConfigFile) -> Result<(), Problem> {
-    let top = |field: &str, problem: &str| Err(Problem::new(config.ca.referenced, field, problem));
-    if config.node.is_empty() {
-        return top("node", "expected the node's name");
+    let expected =
+        |location, field: &str, what: &str| Err(Problem::new(location, field, format!("expected {what}")));
+    if config.node.value.is_empty() {
+        return expected(config.node.referenced, "node", "the node's name");
     }
-    if !FLOW_CAPACITY.contains(&config.flows.capacity) {
-        return top("flows.capacity", "expected 1 to 1,000,000");
+    let flows = &config.flows;
+    if !FLOW_CAPACITY.contains(&flows.value.capacity) {
+        return expected(flows.referenced, "flows.capacity", "1 to 1,000,000");
     }
     check_ca(&config.ca.value).map_err(|problem| Problem::new(config.ca.referenced, "ca", problem))?;
     let lifetime = &config.certificates.lifetime;
@@ -192,13 +194,22 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
     let workloads = check_workloads(config)?;
     check_pods(config, &workloads)?;
     check_services(config, &workloads)?;
-    for uid in config.mtls.workloads.keys() {
-        if !workloads.contains_key(uid.as_str()) {
-            return top(
-                &format!("mtls.workloads.{uid}"),
-                "expected the uid of a workload in this file",
-            );
-        }
+    let (mtls, at) = (&config.mtls.value, config.mtls.referenced);
+    if let Some(uid) = mtls
+        .workloads
+        .keys()
+        .find(|uid| !workloads.contains_key(uid.as_str()))
+    {
+        return expected(
+            at,
+            &format!("mtls.workloads.{uid}"),
+            "the uid of a workload in this file",
+        );
+    }
+    let unknown = |name: &&String| !workloads.values().any(|workload| workload.namespace == **name);
+    for namespace in mtls.namespaces.keys().filter(unknown) {
+        // It may get workloads later; or it may be a slip.
+        tracing::warn!(namespace, "mtls.namespaces names a namespace without workloads");
     }
     Ok(())
 }
@@ -250,7 +261,7 @@ fn check_workloads(config: &ConfigFile) -> Result<HashMap<&str, &WorkloadConfig>
                     format!("expected addresses of its own; {address} is also {other}'s"),
                 ));
             }
-            if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            if !is_host(&address) {
                 return Err(at(
                     "addresses",
                     format!("expected a unicast address, not {address}"),
@@ -284,12 +295,12 @@ fn check_pods(config: &ConfigFile, workloads: &HashMap<&str, &WorkloadConfig>) -
                 format!("expected the uid of a workload in this file, not '{}'", value.uid),
             );
         };
-        if workload.node != config.node {
+        if workload.node != config.node.value {
             return at(
                 "uid",
                 format!(
                     "expected a workload of node '{}', not of '{}'",
-                    config.node, workload.node
+                    config.node.value, workload.node
                 ),
             );
         }
@@ -311,11 +322,12 @@ fn check_pods(config: &ConfigFile, workloads: &HashMap<&str, &WorkloadConfig>) -
 
 fn check_services(config: &ConfigFile, workloads: &HashMap<&str, &WorkloadConfig>) -> Result<(), Problem> {
     let mut names = HashSet::new();
-    let mut addresses: HashSet<IpAddr> = workloads
+    let owners: HashSet<IpAddr> = workloads
         .values()
         .flat_map(|w| &w.addresses)
         .map(IpAddr::to_canonical)
         .collect();
+    let mut addresses = owners.clone();
     for (index, service) in config.services.iter().enumerate() {
         let at = |field: &str, problem: String| {
             Err(Problem::new(
@@ -352,9 +364,23 @@ fn check_services(config: &ConfigFile, workloads: &HashMap<&str, &WorkloadConfig
                 format!("expected addresses of its own; {address} is used above"),
             );
         }
+        if let Some(address) = value.addresses.iter().find(|a| !is_host(&a.to_canonical())) {
+            return at("addresses", format!("expected unicast addresses, not {address}"));
+        }
         for (number, endpoint) in value.endpoints.iter().enumerate() {
-            let problem = match (&endpoint.value.workload, endpoint.value.address) {
+            let problem = match (
+                &endpoint.value.workload,
+                endpoint.value.address.map(|a| a.to_canonical()),
+            ) {
                 (Some(uid), None) if workloads.contains_key(uid.as_str()) => continue,
+                (None, Some(address)) if owners.contains(&address) => {
+                    format!(
+                        "expected 'workload': {address} is a workload's, which must not be reached in plaintext"
+                    )
+                }
+                (None, Some(address)) if !is_host(&address) => {
+                    format!("expected a unicast address, not {address}")
+                }
                 (None, Some(_)) => continue,
                 (Some(uid), None) => format!("expected the uid of a workload in this file, not '{uid}'"),
                 _ => "expected either 'workload' or 'address'".to_owned(),
@@ -364,4 +390,9 @@ fn check_services(config: &ConfigFile, workloads: &HashMap<&str, &WorkloadConfig
         }
     }
     Ok(())
+}
+
+/// Whether an address can be a host's.
+fn is_host(address: &IpAddr) -> bool {
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }

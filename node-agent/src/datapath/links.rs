@@ -17,13 +17,49 @@ use super::{DatapathError, program_fd, sys};
 
 const SK_LOOKUP: &str = "weir_sk_lookup";
 
+/// Folders of the cgroup's links start with this; its inode follows, so that a link to another cgroup is never updated
+/// in the belief that it is the configured one's.
+const CGROUP: &str = "cgroup-";
+
 pub(super) struct Links {
+    /// Of the pods' links.
     folder: PathBuf,
+    /// Of the links to the cgroup.
+    cgroup: PathBuf,
 }
 
 impl Links {
-    pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder }
+    pub(super) fn new(pins: &Path, cgroup: u64) -> Result<Self, DatapathError> {
+        let links = Self {
+            folder: pins.join("links"),
+            cgroup: pins.join(format!("{CGROUP}{cgroup}")),
+        };
+        for path in [&links.folder, &links.cgroup] {
+            std::fs::create_dir_all(path).map_err(|source| DatapathError::PinDir {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(links)
+    }
+
+    /// Detaches from cgroups that an earlier configuration named. After the present one is attached.
+    pub(super) fn leave_other_cgroups(&self) -> Result<(), DatapathError> {
+        let pins = self.cgroup.parent().unwrap_or(&self.cgroup);
+        for path in std::fs::read_dir(pins)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+        {
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            if name.starts_with(CGROUP) && path != self.cgroup {
+                std::fs::remove_dir_all(&path).map_err(|source| DatapathError::PinDir { path, source })?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn attach_sock_addr(
@@ -32,7 +68,7 @@ impl Links {
         program: &mut CgroupSockAddr,
         cgroup: BorrowedFd<'_>,
     ) -> Result<(), DatapathError> {
-        let pin = self.folder.join(name);
+        let pin = self.cgroup.join(name);
         if update(&pin, program_fd(name, program.fd())?)? {
             return Ok(());
         }
@@ -51,7 +87,7 @@ impl Links {
         program: &mut SockOps,
         cgroup: BorrowedFd<'_>,
     ) -> Result<(), DatapathError> {
-        let pin = self.folder.join(name);
+        let pin = self.cgroup.join(name);
         if update(&pin, program_fd(name, program.fd())?)? {
             return Ok(());
         }
@@ -92,7 +128,10 @@ impl Links {
     }
 
     pub(super) fn retain_sk_lookup(&self, handles: &HashSet<u32>) {
-        for handle in self.names().iter().filter_map(|name| sk_lookup_handle(name)) {
+        for handle in names(&self.folder)
+            .iter()
+            .filter_map(|name| sk_lookup_handle(name))
+        {
             if !handles.contains(&handle) {
                 self.remove_sk_lookup(handle);
             }
@@ -100,11 +139,11 @@ impl Links {
     }
 
     pub(super) fn status(&self, cgroup: &Path) -> Vec<ProgramStatus> {
-        let mut programs: Vec<_> = self
-            .names()
-            .into_iter()
-            .filter_map(|name| {
-                let link = FdLink::from(PinnedLink::from_pin(self.folder.join(&name)).ok()?);
+        let all = names(&self.folder).into_iter().map(|name| (&self.folder, name));
+        let all = all.chain(names(&self.cgroup).into_iter().map(|name| (&self.cgroup, name)));
+        let mut programs: Vec<_> = all
+            .filter_map(|(folder, name)| {
+                let link = FdLink::from(PinnedLink::from_pin(folder.join(&name)).ok()?);
                 let info = link.info().ok()?;
                 let attached_to = match sk_lookup_handle(&name) {
                     Some(handle) => format!("pod {handle}"),
@@ -125,13 +164,13 @@ impl Links {
     fn sk_lookup_pin(&self, handle: u32) -> PathBuf {
         self.folder.join(format!("{SK_LOOKUP}-{handle}"))
     }
+}
 
-    fn names(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
-        entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .collect()
-    }
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect()
 }
 
 fn sk_lookup_handle(name: &str) -> Option<u32> {

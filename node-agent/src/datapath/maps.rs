@@ -6,7 +6,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, SockHash},
 };
-use weir_abi::{Budget, Config, Pod, PodState, Verdict, VerdictKey};
+use weir_abi::{Budget, Pod, PodState, Verdict, VerdictKey};
 
 use super::{Datapath, DatapathError, Tables};
 
@@ -43,13 +43,6 @@ impl Tables {
         let listeners =
             SockHash::try_from(take(ebpf, name)?).map_err(|source| DatapathError::Map { name, source })?;
         let pods: HashMap<_, u64, Pod> = hash(ebpf, "PODS")?;
-        // Handles are never used again while pins last: an old entry must not speak for another pod.
-        let next_handle = pods
-            .iter()
-            .filter_map(Result::ok)
-            .map(|(_, pod)| pod.handle + 1)
-            .max()
-            .unwrap_or(1);
         Ok(Self {
             config: array(ebpf, "CONFIG")?,
             pods,
@@ -57,7 +50,6 @@ impl Tables {
             budgets: hash(ebpf, "BUDGETS")?,
             verdicts: hash(ebpf, "VERDICTS")?,
             listeners,
-            next_handle,
         })
     }
 }
@@ -69,12 +61,17 @@ impl Datapath {
         self.tables().pods.iter().filter_map(Result::ok).collect()
     }
 
-    /// A handle that no pod had.
-    pub fn new_handle(&self) -> PodHandle {
+    /// A handle that no pod had. Never given again while pins last: an old entry must not speak for another pod.
+    ///
+    /// # Errors
+    /// When the kernel refuses to remember it.
+    pub fn new_handle(&self) -> Result<PodHandle, DatapathError> {
         let mut tables = self.tables();
-        let handle = tables.next_handle;
-        tables.next_handle += 1;
-        PodHandle(handle)
+        let mut config = tables.config.get(&0, 0).map_err(failed("CONFIG"))?;
+        let handle = config.next_handle.max(1);
+        config.next_handle = handle + 1;
+        tables.config.set(0, config, 0).map_err(failed("CONFIG"))?;
+        Ok(PodHandle(handle))
     }
 
     /// Sets a pod's mode and gives it its share of the connection table. Before this, its programs refuse plaintext.
@@ -140,12 +137,10 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses it.
     pub fn set_generation(&self, generation: u32) -> Result<(), DatapathError> {
-        let config = Config {
-            lease_until_ns: lease_end(),
-            generation,
-            pad: 0,
-        };
         let mut tables = self.tables();
+        let mut config = tables.config.get(&0, 0).map_err(failed("CONFIG"))?;
+        config.lease_until_ns = lease_end();
+        config.generation = generation;
         tables.config.set(0, config, 0).map_err(failed("CONFIG"))?;
         let all: Vec<VerdictKey> = tables.verdicts.keys().filter_map(Result::ok).collect();
         for key in all {

@@ -8,8 +8,10 @@ pub mod events;
 pub mod preflight;
 
 use std::{
+    fs::File,
     io,
     os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -61,6 +63,12 @@ pub enum DatapathError {
         /// The error.
         source: io::Error,
     },
+    /// An agent is at work on the same pins.
+    #[error("{}: another agent uses these pins; stop it first, or set another 'pinDir'", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The cgroup cannot be opened.
     #[error("{}: cannot open the cgroup: {source}", path.display())]
     Cgroup {
@@ -105,6 +113,9 @@ pub enum DatapathError {
 pub struct Datapath {
     pins: PathBuf,
     cgroup: PathBuf,
+    links: links::Links,
+    /// Held as long as this lives: two agents on the same pins would undo each other's work.
+    _lock: File,
     sockets: OwnedFd,
     connections_fd: OwnedFd,
     connections: HashMap<MapData, FlowKey, Conn>,
@@ -120,7 +131,6 @@ struct Tables {
     budgets: HashMap<MapData, u32, Budget>,
     verdicts: HashMap<MapData, VerdictKey, Verdict>,
     listeners: SockHash<MapData, u32>,
-    next_handle: u32,
 }
 
 impl Datapath {
@@ -130,16 +140,18 @@ impl Datapath {
     /// When the kernel refuses something.
     pub fn load(pin_dir: &Path, cgroup: &Path) -> Result<(Self, RingBuf<MapData>), DatapathError> {
         let pins = pin_dir.join(format!("v{LAYOUT_VERSION}"));
-        for folder in [pins.clone(), pins.join("links")] {
-            std::fs::create_dir_all(&folder)
-                .map_err(|source| DatapathError::PinDir { path: folder, source })?;
-        }
+        std::fs::create_dir_all(&pins).map_err(|source| DatapathError::PinDir {
+            path: pins.clone(),
+            source,
+        })?;
+        let lock = lock(&pins)?;
         let mut ebpf = load_object(&pins, &Pod::default())?;
-        let links = links::Links::new(pins.join("links"));
-        let target = std::fs::File::open(cgroup).map_err(|source| DatapathError::Cgroup {
+        let opened = File::open(cgroup).and_then(|file| Ok((file.metadata()?.ino(), file)));
+        let (inode, target) = opened.map_err(|source| DatapathError::Cgroup {
             path: cgroup.to_owned(),
             source,
         })?;
+        let links = links::Links::new(&pins, inode)?;
         for name in ["weir_connect4", "weir_connect6", "weir_getpeer4", "weir_getpeer6"] {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
             program
@@ -153,6 +165,7 @@ impl Datapath {
             .load()
             .map_err(|source| DatapathError::Program { name, source })?;
         links.attach_sock_ops(name, program, target.as_fd())?;
+        links.leave_other_cgroups()?;
 
         let pinned = |name: &str| {
             let path = pins.join(name);
@@ -167,6 +180,8 @@ impl Datapath {
         let tables = Tables::new(&mut ebpf)?;
         let datapath = Self {
             cgroup: cgroup.to_owned(),
+            links,
+            _lock: lock,
             sockets,
             connections_fd,
             connections: maps::hash(&mut ebpf, "CONNECTIONS")?,
@@ -188,23 +203,23 @@ impl Datapath {
         program
             .load()
             .map_err(|source| DatapathError::Program { name, source })?;
-        self.links().attach_sk_lookup(pod.handle, program, netns)
+        self.links.attach_sk_lookup(pod.handle, program, netns)
     }
 
     /// Detaches a pod's `sk_lookup` program.
     pub fn detach_pod(&self, handle: PodHandle) {
-        self.links().remove_sk_lookup(handle.0);
+        self.links.remove_sk_lookup(handle.0);
     }
 
     /// Detaches what belongs to handles that no present pod has: pods that went while no agent ran.
     pub fn detach_all_but(&self, handles: &std::collections::HashSet<u32>) {
-        self.links().retain_sk_lookup(handles);
+        self.links.retain_sk_lookup(handles);
     }
 
     /// The attached programs.
     #[must_use]
     pub fn programs(&self) -> Vec<ProgramStatus> {
-        self.links().status(&self.cgroup)
+        self.links.status(&self.cgroup)
     }
 
     /// Marks a socket before it connects.
@@ -248,7 +263,18 @@ impl Datapath {
         }
     }
 
-    /// Number of registered connections.
+    /// Number of sockets that are registered, by the pods' shares. Cheap: one look-up a pod.
+    #[must_use]
+    pub fn registered(&self) -> u64 {
+        self.tables()
+            .budgets
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(_, budget)| budget.used)
+            .sum()
+    }
+
+    /// Number of entries in the table of connections. Walks it.
     #[must_use]
     pub fn connection_count(&self) -> u64 {
         self.connections.keys().filter(Result::is_ok).count() as u64
@@ -279,10 +305,6 @@ impl Datapath {
             })
     }
 
-    fn links(&self) -> links::Links {
-        links::Links::new(self.pins.join("links"))
-    }
-
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
         // Each method leaves the maps consistent at every step, so a panic elsewhere does no harm here.
         self.tables
@@ -294,12 +316,45 @@ impl Datapath {
 /// Takes out what an agent that is gone left: links, so that nothing is captured any more, then maps.
 ///
 /// # Errors
-/// When the pins cannot be removed.
-pub fn detach(pin_dir: &Path) -> io::Result<()> {
+/// When an agent is at work there, or the pins cannot be removed.
+pub fn detach(pin_dir: &Path) -> Result<(), DatapathError> {
     let pins = pin_dir.join(format!("v{LAYOUT_VERSION}"));
-    match std::fs::remove_dir_all(pins.join("links")).and_then(|()| std::fs::remove_dir_all(&pins)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    if !pins.exists() {
+        return Ok(());
+    }
+    let _lock = lock(&pins)?;
+    let removed = |path: PathBuf| {
+        let result = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        result.map_err(|source| DatapathError::PinDir { path, source })
+    };
+    let entries = std::fs::read_dir(&pins).map_err(|source| DatapathError::PinDir {
+        path: pins.clone(),
+        source,
+    })?;
+    let (links, maps): (Vec<_>, Vec<_>) = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .partition(|path| path.is_dir());
+    links.into_iter().chain(maps).try_for_each(removed)?;
+    std::fs::remove_dir(&pins).map_err(|source| DatapathError::PinDir { path: pins, source })
+}
+
+/// The right to work on these pins.
+fn lock(pins: &Path) -> Result<File, DatapathError> {
+    let failed = |source| DatapathError::PinDir {
+        path: pins.to_owned(),
+        source,
+    };
+    let folder = File::open(pins).map_err(failed)?;
+    match rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(DatapathError::InUse {
+            path: pins.to_owned(),
+        }),
+        Err(error) => Err(failed(error.into())),
     }
 }
 
