@@ -7,7 +7,10 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use support::*;
 use tokio::{
@@ -15,6 +18,10 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::client::TlsStream;
+use weir_tunnel::{
+    copy::Counters,
+    hbone::{PEER_CONNECTIONS, SERVER_STREAMS},
+};
 use weir_types::Reason;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -191,6 +198,98 @@ async fn streams_beyond_the_limit_are_refused() {
     assert_eq!(server.settings.registry.open()[0].streams(), 200);
     drop(attacker);
     eventually("all are given up", || server.settings.registry.open().is_empty()).await;
+    scene.neighbour_goes_on().await;
+}
+
+#[tokio::test]
+async fn streams_that_ended_count_until_the_application_has_taken_them() {
+    const STREAMS: usize = SERVER_STREAMS as usize;
+    const ACK: u8 = 1;
+    const END_STREAM: u8 = 1;
+    let small = |handler: &mut TestHandler| handler.send_buffer = Some(4096);
+    let mut scene = Scene::new(false).await;
+    let mut server = TestServer::with(&scene.store, Default::default(), small).await;
+    let mut attacker = Attacker::new(&scene.store, &server).await;
+    // Our settings hold from here: a window of a megabyte.
+    attacker.send(&frame(SETTINGS, ACK, 0, &[])).await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1024).unwrap();
+    let block = connect_block(&listener.local_addr().unwrap().to_string());
+    let data = vec![7; 200_000];
+    let mut unread = Vec::new();
+    for index in 0..STREAMS {
+        let stream = u32::try_from(index).unwrap() * 2 + 1;
+        let mut request = frame(HEADERS, END_HEADERS, stream, &block);
+        request.extend(frame(DATA, END_STREAM, stream, &data));
+        attacker.send(&request).await.unwrap();
+        unread.push(within(listener.accept()).await.unwrap());
+        let handler = &server.handler;
+        eventually("the end of the stream is taken from HTTP/2", || {
+            let counters = handler.counters.lock().unwrap();
+            let received = |one: &Arc<Counters>| one.received.load(Ordering::Relaxed) > 0;
+            counters.get(index).is_some_and(received)
+        })
+        .await;
+        attacker
+            .send(&frame(RST_STREAM, 0, stream, &[0; 4]))
+            .await
+            .unwrap();
+    }
+    let stream = u32::try_from(STREAMS).unwrap() * 2 + 1;
+    attacker
+        .send(&frame(HEADERS, END_HEADERS, stream, &block))
+        .await
+        .unwrap();
+    let refused = server.refused().await;
+    assert_eq!(
+        (refused.reason, refused.peer_identity),
+        (Reason::ConnectionLimit, Some(identity("client")))
+    );
+    assert_eq!(server.handler.requests.lock().unwrap().len(), STREAMS);
+
+    // The connection goes; what is left is not kept for ever.
+    drop(attacker);
+    scene.neighbour_goes_on().await;
+    eventually("the connection has ended", || {
+        server.settings.registry.open()[0].ended().is_some()
+    })
+    .await;
+    tokio::time::pause();
+    let start = tokio::time::Instant::now();
+    let mut left = STREAMS;
+    while left > 0 {
+        if let Event::Closed(_) = server.events.recv().await.unwrap() {
+            left -= 1;
+        }
+    }
+    assert!(
+        start.elapsed() <= Duration::from_secs(61),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn connections_of_one_peer_are_bounded() {
+    let mut scene = Scene::new(false).await;
+    let mut held = Vec::new();
+    let registry = scene.server.settings.registry.clone();
+    for count in 1..=PEER_CONNECTIONS {
+        held.push(Attacker::new(&scene.store, &scene.server).await);
+        eventually("it is served", || registry.open().len() == count).await;
+    }
+    let _one_more = Attacker::new(&scene.store, &scene.server).await;
+    let refused = scene.server.refused().await;
+    assert_eq!(
+        (refused.reason, refused.peer_identity),
+        (Reason::ConnectionLimit, Some(identity("client")))
+    );
+    held.pop();
+    eventually("one has gone", || registry.open().len() < PEER_CONNECTIONS).await;
+    let _another = Attacker::new(&scene.store, &scene.server).await;
+    eventually("another is served", || registry.open().len() == PEER_CONNECTIONS).await;
     scene.neighbour_goes_on().await;
 }
 

@@ -232,7 +232,7 @@ async fn a_handshake_that_does_not_end_is_given_up() {
 async fn handshakes_under_way_are_bounded_for_each_source() {
     let good = store(authority());
     let settings = ServerSettings {
-        limiter: HandshakeLimiter::new(100, 3),
+        limiter: HandshakeLimiter::new(100, 100, 3),
         ..Default::default()
     };
     let mut server = TestServer::with(&good, settings, |_| {}).await;

@@ -5,6 +5,7 @@
 //! applications that stop reading would take all of it and stop their neighbours. So the connection's window is
 //! the sum of the streams' windows, and the memory that a peer can make us hold is bounded by the streams.
 
+mod answer;
 mod keepalive;
 mod limiter;
 mod request;
@@ -13,7 +14,9 @@ mod stream;
 mod tap;
 
 pub(crate) use keepalive::{KeepAlive, TrustWatch};
-pub use limiter::{DEFAULT_PER_SOURCE, DEFAULT_TOTAL, HandshakeLimiter, HandshakePermit};
+pub use limiter::{
+    DEFAULT_PER_POD, DEFAULT_PER_SOURCE, DEFAULT_TOTAL, HandshakeLimiter, HandshakePermit, PEER_CONNECTIONS,
+};
 pub use request::{Authority, ConnectHeaders, ConnectRequest, RequestError};
 pub use server::{Accepted, Handler, Observer, Refusal, Refused, Server, ServerSettings};
 pub use stream::TunnelStream;

@@ -3,8 +3,8 @@
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use h2::server::{Connection, SendResponse};
-use http::{Request, Response, StatusCode};
+use h2::server::Connection;
+use http::StatusCode;
 use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -17,13 +17,16 @@ use tokio_util::sync::CancellationToken;
 use weir_types::{Identity, Reason, TrafficDirection};
 
 use super::{
-    Authority, ConnectRequest, HandshakeLimiter, HandshakePermit, KeepAlive, TLS_BUFFER, Tap, TrustWatch,
-    TunnelStream, request::parse_authority, server_builder,
+    Authority, ConnectRequest, HandshakeLimiter, HandshakePermit, KeepAlive, SERVER_STREAMS, TLS_BUFFER, Tap,
+    TrustWatch,
+    answer::{Answer, Answered},
+    limiter::PeerConnections,
+    server_builder,
 };
 use crate::{
     certs::{ALPN_H2, CertificateStore, Side, Usage, classify_io, describe},
     connection::{ConnectionState, PodKey, Registry},
-    copy::{CopyOutcome, Counters, copy_bidirectional},
+    copy::{CopyOutcome, Counters},
     io::BufferedSocket,
 };
 
@@ -41,6 +44,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Requests that a peer may reset before they were answered, beyond those that were answered with 200; more is
 /// the "rapid reset" attack (CVE-2023-44487), which costs us a connect to the application each.
 const EARLY_RESETS: u32 = 256;
+
+/// After a connection has ended, what its streams still owe to applications must be taken in this time: an
+/// application that reads at all takes the megabyte of a stream at once, one that does not would keep it for ever.
+const LAST_DELIVERY: Duration = Duration::from_secs(60);
 
 /// What a [`Handler`] gives for a request that it lets through.
 pub struct Accepted {
@@ -126,14 +133,15 @@ pub struct Server<H> {
     store: CertificateStore,
     handler: Arc<H>,
     settings: ServerSettings,
+    peers: PeerConnections,
 }
 
 /// The local end of a connection that was accepted.
 #[derive(Debug, Clone)]
-struct End {
-    pod: PodKey,
-    local: SocketAddr,
-    peer: SocketAddr,
+pub(super) struct End {
+    pub(super) pod: PodKey,
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
 }
 
 // === impl Refusal ===
@@ -165,6 +173,7 @@ impl<H: Handler> Server<H> {
             store,
             handler,
             settings,
+            peers: PeerConnections::default(),
         }
     }
 
@@ -184,7 +193,7 @@ impl<H: Handler> Server<H> {
             self.refuse_handshake(&end, Reason::Shutdown, false);
             return;
         }
-        let Some(permit) = self.settings.limiter.acquire(peer.ip()) else {
+        let Some(permit) = self.settings.limiter.acquire(peer.ip(), pod) else {
             // No linger: the point is to spend nothing.
             let _ = socket.set_zero_linger();
             self.refuse_handshake(&end, Reason::HandshakeLimit, false);
@@ -261,6 +270,10 @@ impl<H: Handler> Server<H> {
             describe(tls.get_ref().1),
             tls.get_ref().0.handle(),
         );
+        let Some(_counted) = self.peers.add(end.pod, end.peer.ip()) else {
+            self.refuse(&end, Some(state.peer.clone()), Reason::ConnectionLimit, false);
+            return;
+        };
         let (tap, failure) = Tap::new(tls, Side::Server);
         let handshake = server_builder().handshake::<_, Bytes>(tap);
         let mut connection = match tokio::time::timeout_at(deadline, handshake).await {
@@ -287,7 +300,10 @@ impl<H: Handler> Server<H> {
         state.end(reason);
         // Streams still open end with the connection, and with its reason.
         drop(connection);
-        while streams.join_next().await.is_some() {}
+        let rest = async { while streams.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_DELIVERY, rest).await.is_err() {
+            streams.shutdown().await;
+        }
     }
 
     /// Accepts requests until the connection ends; the reason is why.
@@ -307,7 +323,17 @@ impl<H: Handler> Server<H> {
         loop {
             tokio::select! {
                 request = connection.accept() => match request {
-                    Some(Ok((request, respond))) => {
+                    Some(Ok((request, mut respond))) => {
+                        while let Some(done) = streams.try_join_next() {
+                            early_resets = done.map_or(early_resets, |done| done.count(early_resets));
+                        }
+                        // HTTP/2 counts a stream until both sides have ended it, this counts it until the
+                        // application has taken what it carried.
+                        if streams.len() >= SERVER_STREAMS as usize {
+                            respond.send_reset(h2::Reason::REFUSED_STREAM);
+                            self.refuse(end, Some(state.peer.clone()), Reason::ConnectionLimit, false);
+                            continue;
+                        }
                         let answer = Answer {
                             handler: self.handler.clone(),
                             state: state.clone(),
@@ -323,11 +349,7 @@ impl<H: Handler> Server<H> {
                 },
                 Some(done) = streams.join_next(), if !streams.is_empty() => {
                     idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
-                    match done {
-                        Ok(Answered::Served) => early_resets = early_resets.saturating_sub(1),
-                        Ok(Answered::GivenUp) => early_resets += 1,
-                        Ok(Answered::Refused) | Err(_) => {}
-                    }
+                    early_resets = done.map_or(early_resets, |done| done.count(early_resets));
                     if early_resets > EARLY_RESETS {
                         tracing::warn!(peer = %end.peer, "closing a connection whose requests are reset at once");
                         connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
@@ -349,129 +371,19 @@ impl<H: Handler> Server<H> {
     }
 
     fn refuse_handshake(&self, end: &End, reason: Reason, by_peer: bool) {
+        self.refuse(end, None, reason, by_peer);
+    }
+
+    fn refuse(&self, end: &End, peer_identity: Option<Identity>, reason: Reason, by_peer: bool) {
         self.handler.refused(Refused {
             pod: end.pod,
             peer: end.peer,
             local: end.local,
-            peer_identity: None,
+            peer_identity,
             authority: None,
             reason,
             by_peer,
         });
-    }
-}
-
-/// What became of a request.
-enum Answered {
-    /// With 200, and the tunnelled connection ended.
-    Served,
-    /// With another status.
-    Refused,
-    /// The peer reset the stream before it was answered.
-    GivenUp,
-}
-
-/// Answers one request.
-struct Answer<H> {
-    handler: Arc<H>,
-    state: Arc<ConnectionState>,
-    end: End,
-}
-
-// === impl Answer ===
-
-impl<H: Handler> Answer<H> {
-    async fn run(self, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) -> Answered {
-        let guard = self.state.stream();
-        let (parts, body) = request.into_parts();
-        let authority = match parse_authority(&parts) {
-            Ok(authority) => authority,
-            Err(error) => return self.refuse(respond, error.status(), error.reason(), None),
-        };
-        let (peer, local) = (self.end.peer, self.end.local);
-        let request = ConnectRequest::new(&parts.headers, authority, self.state.peer.clone(), peer, local);
-        drop(parts);
-        if !self.handler.accepts_authority(&request) {
-            let authority = Some(request.authority);
-            return self.refuse(respond, StatusCode::BAD_REQUEST, Reason::BadAuthority, authority);
-        }
-        let decision = tokio::select! {
-            decision = self.handler.connect(self.end.pod, &request, &self.state) => decision,
-            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => {
-                self.refused(Some(request.authority), Reason::TunnelReset);
-                return Answered::GivenUp;
-            }
-        };
-        let accepted = match decision {
-            Ok(accepted) => accepted,
-            Err(refusal) => {
-                return self.refuse(respond, refusal.status, refusal.reason, Some(request.authority));
-            }
-        };
-        let mut closing = Closing {
-            observer: accepted.observer,
-            state: self.state.clone(),
-            outcome: None,
-        };
-        let Ok(send) = respond.send_response(Response::new(()), false) else {
-            let _ = accepted.application.set_zero_linger();
-            closing.outcome = Some(CopyOutcome {
-                ended: Reason::TunnelReset,
-            });
-            return Answered::GivenUp;
-        };
-        closing.observer.opened(&self.state);
-        let tunnel = TunnelStream::new(send, body, guard);
-        let copy = copy_bidirectional(accepted.application, tunnel, &accepted.counters);
-        closing.outcome = Some(tokio::select! {
-            outcome = copy => outcome,
-            () = accepted.stop.cancelled() => CopyOutcome { ended: Reason::PolicyChanged },
-        });
-        Answered::Served
-    }
-
-    fn refuse(
-        &self,
-        mut respond: SendResponse<Bytes>,
-        status: StatusCode,
-        reason: Reason,
-        authority: Option<Authority>,
-    ) -> Answered {
-        let mut response = Response::new(());
-        *response.status_mut() = status;
-        // Fails only when the peer gave up meanwhile.
-        let _ = respond.send_response(response, true);
-        self.refused(authority, reason);
-        Answered::Refused
-    }
-
-    fn refused(&self, authority: Option<Authority>, reason: Reason) {
-        self.handler.refused(Refused {
-            pod: self.end.pod,
-            peer: self.end.peer,
-            local: self.end.local,
-            peer_identity: Some(self.state.peer.clone()),
-            authority,
-            reason,
-            by_peer: false,
-        });
-    }
-}
-
-/// Tells the observer how the connection ended, also when the task is dropped.
-struct Closing {
-    observer: Box<dyn Observer>,
-    state: Arc<ConnectionState>,
-    outcome: Option<CopyOutcome>,
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        let ended = || CopyOutcome {
-            ended: self.state.ended().unwrap_or(Reason::Shutdown),
-        };
-        let outcome = self.outcome.unwrap_or_else(ended);
-        self.observer.closed(outcome);
     }
 }
 

@@ -24,7 +24,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use sha2::Digest as _;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
     task::JoinHandle,
 };
@@ -93,6 +93,8 @@ pub struct TestHandler {
     pub any_authority: bool,
     /// Never answers a request.
     pub hang: bool,
+    /// Kernel memory for what an application does not read.
+    pub send_buffer: Option<u32>,
     pub stop: CancellationToken,
     pub counters: Mutex<Vec<Arc<Counters>>>,
 }
@@ -130,7 +132,12 @@ impl Handler for TestHandler {
         let Authority::Address(address) = &request.authority else {
             return Err(Refusal::unavailable(Reason::Unreachable));
         };
-        let application = TcpStream::connect(address)
+        let socket = TcpSocket::new_v4().unwrap();
+        if let Some(size) = self.send_buffer {
+            socket.set_send_buffer_size(size).unwrap();
+        }
+        let application = socket
+            .connect(*address)
             .await
             .map_err(|error| Refusal::unavailable(connect_reason(&error)))?;
         let counters = Arc::new(Counters::default());
@@ -182,6 +189,7 @@ impl TestServer {
             deny: false,
             any_authority: false,
             hang: false,
+            send_buffer: None,
             stop: CancellationToken::new(),
             counters: Mutex::default(),
         };
