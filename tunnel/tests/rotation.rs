@@ -266,3 +266,37 @@ async fn connections_end_when_the_peers_certificate_expires() {
         "{ended}"
     );
 }
+
+#[tokio::test]
+async fn connections_end_when_the_root_expires_even_if_the_certificate_does_not() {
+    let clock = TokioClock::new();
+    let mut params = rcgen::CertificateParams::default();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "ends soon");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.not_after = (clock.now() + Duration::from_secs(100)).into();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let root = Arc::new(rcgen::CertifiedIssuer::self_signed(params, key).unwrap());
+    let mut settings = Settings::new(domain());
+    settings.clock = Arc::new(clock);
+    // The leaves are valid for a thousand years.
+    let store = CertificateStore::new(Arc::new(TestIssuer::new(&root, |_| {})), settings);
+    let mut server = TestServer::start(&store).await;
+    let pool = pool(&store);
+    let (listener, _) = application().await;
+    let mut path = path(&pool, &server, &listener).await;
+    path.client.write_all(b"x").await.unwrap();
+    path.server.read_u8().await.unwrap();
+    tokio::time::pause();
+    let start = tokio::time::Instant::now();
+    let read = tokio::time::timeout(Duration::from_secs(1000), path.client.read_u8()).await;
+    let error = read.expect("ended").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(
+        (98..=101).contains(&start.elapsed().as_secs()),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_ne!(server.closed().await, Reason::None);
+}

@@ -65,7 +65,7 @@ pub enum Usage {
 pub struct PeerCertificate {
     /// The identity that it names.
     pub identity: Identity,
-    /// When the first certificate of its chain expires.
+    /// When the first certificate of its chain expires, its root's included.
     pub not_after: SystemTime,
     /// When a connection to it gets no new streams any more: they would end with the certificate.
     pub retire_at: SystemTime,
@@ -181,6 +181,15 @@ impl TrustBundle {
             .map(|root| root.anchor.clone())
             .collect()
     }
+
+    /// When trust in an anchor ends: a root may be there twice, renewed with the same key.
+    fn not_after(&self, anchor: &TrustAnchor<'_>) -> Option<i64> {
+        let same = |root: &&Root| {
+            root.anchor.subject == anchor.subject
+                && root.anchor.subject_public_key_info == anchor.subject_public_key_info
+        };
+        self.roots.iter().filter(same).map(|root| root.not_after).max()
+    }
 }
 
 // === impl Trust ===
@@ -240,7 +249,7 @@ impl Trust {
             Usage::Client => KeyUsage::client_auth(),
             Usage::Server => KeyUsage::server_auth(),
         };
-        certificate
+        let path = certificate
             .verify_for_usage(
                 self.algorithms,
                 &anchors,
@@ -263,17 +272,18 @@ impl Trust {
         }
         let validity = |der: &CertificateDer<'_>| {
             let (_, parsed) = X509Certificate::from_der(der).map_err(|_| PeerError::Malformed)?;
-            let seconds =
-                |time: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time).unwrap_or(0));
             let validity = parsed.validity();
             Ok((
-                seconds(validity.not_before.timestamp()),
-                seconds(validity.not_after.timestamp()),
+                system_time(validity.not_before.timestamp()),
+                system_time(validity.not_after.timestamp()),
             ))
         };
         let (not_before, mut not_after) = validity(leaf)?;
         for intermediate in intermediates {
             not_after = not_after.min(validity(intermediate)?.1);
+        }
+        if let Some(root) = bundle.not_after(path.anchor()) {
+            not_after = not_after.min(system_time(root));
         }
         let lifetime = not_after.duration_since(not_before).unwrap_or_default();
         let retire_at = not_after - lifetime / RETIREMENT;
@@ -283,6 +293,10 @@ impl Trust {
             retire_at,
         })
     }
+}
+
+fn system_time(seconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
 fn fingerprint(der: &CertificateDer<'_>) -> String {

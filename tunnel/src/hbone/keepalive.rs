@@ -86,24 +86,29 @@ impl TrustWatch {
         &self.peer
     }
 
-    /// Waits until the certificate expires or its root is removed.
+    /// Waits until the certificate, an issuer or the root has expired, or the root is removed.
     pub(crate) async fn ended(mut self) {
         loop {
-            let now = system_time(self.store.now());
-            let Ok(remaining) = self.peer.not_after.duration_since(now) else {
-                return;
-            };
+            let remaining = self.remaining();
             if remaining.is_zero() {
                 return;
             }
             tokio::select! {
                 () = tokio::time::sleep(remaining.min(CLOCK_CHECK)) => {}
                 Ok(()) = self.bundle.changed() => {
-                    if self.store.trust().verify(&self.chain, self.usage, self.store.now()).is_err() {
-                        return;
+                    let trust = self.store.trust();
+                    match trust.verify(&self.chain, self.usage, self.store.now()) {
+                        // By another root, perhaps, which ends sooner or later.
+                        Ok(peer) => self.peer = peer,
+                        Err(_) => return,
                     }
                 }
             }
         }
+    }
+
+    fn remaining(&self) -> Duration {
+        let now = system_time(self.store.now());
+        self.peer.not_after.duration_since(now).unwrap_or_default()
     }
 }
