@@ -10,7 +10,7 @@ use weir_types::{
 
 use weir::{
     line::compact,
-    style::{WARN, paint},
+    style::{WARN, clean_json, paint},
 };
 
 use crate::client::Agent;
@@ -87,7 +87,9 @@ impl Flows {
         agent.ask(&Request::Flows(request), |response| {
             match (response, output) {
                 (Response::Flow(flow), Output::Compact) => writeln!(out, "{}", compact(&flow))?,
-                (Response::Flow(flow), Output::Json) => writeln!(out, "{}", serde_json::to_string(&flow)?)?,
+                (Response::Flow(flow), Output::Json) => {
+                    writeln!(out, "{}", clean_json(&serde_json::to_string(&flow)?))?;
+                }
                 (Response::Lost(count), Output::Compact) => {
                     writeln!(
                         out,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::tz::TimeZone;
 use weir_types::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Reason, TrafficDirection};
 
-use crate::style::{BAD, BOLD, DIM, GOOD, WARN, bytes, duration, paint};
+use crate::style::{BAD, BOLD, DIM, GOOD, WARN, bytes, clean, duration, paint};
 
 /// When, what, who to whom, how, and what it carried or why it was refused. With colours: write it through `anstream`.
 #[must_use]
@@ -29,7 +29,7 @@ pub fn compact(flow: &Flow) -> String {
     );
     // Writing to a String does not fail.
     if let Some(service) = &flow.service {
-        let _ = write!(line, " via {service}");
+        let _ = write!(line, " via {}", clean(service));
         if let Some(asked) = flow.original_destination {
             let _ = write!(line, ":{}", asked.port());
         }
@@ -66,14 +66,14 @@ pub fn compact(flow: &Flow) -> String {
             flow.reason.explanation()
         );
         if let Some(detail) = &flow.detail {
-            let _ = write!(line, " ({detail})");
+            let _ = write!(line, " ({})", clean(detail));
         }
     }
     if let Some(process) = &flow.process {
         let _ = write!(
             line,
             "  {}",
-            paint(DIM, format_args!("{}[{}]", process.name, process.pid))
+            paint(DIM, format_args!("{}[{}]", clean(&process.name), process.pid))
         );
     }
     line
@@ -83,11 +83,15 @@ pub fn compact(flow: &Flow) -> String {
 fn end(peer: &FlowPeer) -> String {
     let port = peer.address.port();
     let name = match (&peer.namespace, &peer.pod) {
-        (Some(namespace), Some(pod)) => format!("{namespace}/{pod}:{port}"),
+        (Some(namespace), Some(pod)) => format!("{}/{}:{port}", clean(namespace), clean(pod)),
         _ => peer.address.to_string(),
     };
     let who = match &peer.identity {
-        Some(identity) => format!("(ns/{}/sa/{})", identity.namespace(), identity.service_account()),
+        Some(identity) => format!(
+            "(ns/{}/sa/{})",
+            clean(identity.namespace()),
+            clean(identity.service_account())
+        ),
         None => "(no identity)".to_owned(),
     };
     format!("{} {}", paint(BOLD, name), paint(DIM, who))
@@ -120,6 +124,33 @@ mod tests {
         let wanted = "CLOSE   shop/web-0:4000 (ns/shop/sa/web) -> 10.0.1.1:80 (no identity) via shop/api:8080  mTLS  \
                       58 B out, 2.0 KiB in, 6.9ms, rtt 292us  curl[7]";
         assert!(line.ends_with(wanted), "{line}");
+    }
+
+    #[test]
+    fn nothing_that_a_pod_named_itself_reaches_the_terminal_raw() {
+        let evil = || Some("\u{1b}]0;pwned\u{7}\r\n\u{9b}2J".to_owned());
+        let mut flow = Flow {
+            reason: Reason::PolicyDenied,
+            service: evil(),
+            detail: evil(),
+            ..flow()
+        };
+        flow.source.namespace = evil();
+        flow.source.pod = evil();
+        flow.process.as_mut().unwrap().name = "\u{1b}[2J".to_owned();
+        // Without our own colours, as a terminal shows it.
+        let raw = compact(&flow);
+        let ours = [
+            "\u{1b}[0m",
+            "\u{1b}[1m",
+            "\u{1b}[2m",
+            "\u{1b}[31m",
+            "\u{1b}[32m",
+            "\u{1b}[33m",
+        ];
+        let rest = ours.iter().fold(raw, |line, ours| line.replace(ours, ""));
+        assert!(!rest.contains(char::is_control), "{rest:?}");
+        assert!(rest.contains(r"\u{1b}[2J[7]"), "{rest:?}");
     }
 
     #[test]

@@ -67,7 +67,8 @@ fn main() -> ExitCode {
         // Whoever read the output has enough: `weir flows | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            anstream::eprintln!("weir: {error:#}");
+            // It may quote what the agent sent.
+            anstream::eprintln!("weir: {}", weir::style::clean(&format!("{error:#}")));
             let unreachable = error.downcast_ref::<client::NoAgent>().is_some();
             if unreachable {
                 ExitCode::from(EXIT_NO_AGENT)

@@ -10,7 +10,7 @@ use weir_types::{
     api::{Request, Response, Status as State},
 };
 
-use weir::style::{BAD, BOLD, GOOD, WARN, duration, paint};
+use weir::style::{BAD, BOLD, GOOD, WARN, clean, clean_json, duration, paint};
 
 use crate::client::Agent;
 
@@ -38,7 +38,7 @@ impl Status {
             if let Response::Status(state) = response {
                 let mut out = anstream::stdout();
                 match self.output {
-                    Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&state)?)?,
+                    Output::Json => writeln!(out, "{}", clean_json(&serde_json::to_string_pretty(&state)?))?,
                     Output::Text => print(&mut out, &state)?,
                 }
             }
@@ -56,16 +56,16 @@ fn print(out: &mut impl io::Write, state: &State) -> io::Result<()> {
     writeln!(
         out,
         "{} {}  weir {}, trust domain {}",
-        paint(BOLD, &state.node),
+        paint(BOLD, clean(&state.node)),
         ready,
-        state.version,
-        state.trust_domain
+        clean(&state.version),
+        clean(&state.trust_domain)
     )?;
     let config = &state.config;
     writeln!(
         out,
         "configuration {} (generation {}), applied {}",
-        config.file,
+        clean(&config.file),
         config.generation,
         ago(config.applied)
     )?;
@@ -184,7 +184,7 @@ fn print(out: &mut impl io::Write, state: &State) -> io::Result<()> {
     state
         .errors
         .iter()
-        .try_for_each(|error| writeln!(out, "  {error}"))
+        .try_for_each(|error| writeln!(out, "  {}", clean(error)))
 }
 
 fn section(
@@ -194,11 +194,16 @@ fn section(
     rows: impl Iterator<Item = Vec<String>>,
 ) -> io::Result<()> {
     let mut table = table(header);
-    table.add_rows(rows);
+    table.add_rows(rows.map(cells));
     if table.is_empty() {
         return Ok(());
     }
     writeln!(out, "\n{}\n{}", paint(BOLD, title), table.trim_fmt())
+}
+
+/// The cells of a row, whose text others wrote.
+pub(crate) fn cells(row: impl IntoIterator<Item = String>) -> Vec<String> {
+    row.into_iter().map(|cell| clean(&cell).into_owned()).collect()
 }
 
 /// A table without lines.
@@ -227,5 +232,32 @@ fn until(time: Timestamp) -> String {
         120..7200 => format!("in {}m", seconds / 60),
         7200..172_800 => format!("in {}h", seconds / 3600),
         _ => format!("in {}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_the_agent_says_reaches_the_terminal_raw() {
+        let evil = "\u{1b}]0;pwned\u{7}\r\u{9b}2J";
+        let time = "2026-01-01T00:00:00Z";
+        let state = serde_json::from_value(serde_json::json!({
+            "node": evil, "version": evil, "trustDomain": evil, "started": time, "ready": true,
+            "config": {"file": evil, "generation": 1, "applied": time},
+            "pods": [], "certificates": [], "tunnels": [], "refusals": [],
+            "programs": [{"name": evil, "attachedTo": evil, "linkId": 1, "programId": 1}],
+            "roots": [{"subject": evil, "fingerprint": "00", "notAfter": time}],
+            "flowsRecorded": 1, "flowsLost": 0, "kernelConnections": 1, "errors": [evil],
+        }))
+        .unwrap();
+        let mut out = Vec::new();
+        print(&mut out, &state).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let ours = ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[31m", "\u{1b}[32m"];
+        let rest = ours.iter().fold(text, |text, ours| text.replace(ours, ""));
+        assert!(!rest.contains(|c: char| c != '\n' && c.is_control()), "{rest:?}");
+        assert_eq!(rest.matches("pwned").count(), 8, "{rest:?}");
     }
 }

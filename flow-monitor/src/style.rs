@@ -1,4 +1,6 @@
-//! Colours, shown on a terminal only, and short forms of numbers.
+//! Colours, shown on a terminal only, short forms of numbers, and text that others wrote made harmless.
+
+use std::{borrow::Cow, fmt::Write as _};
 
 use anstyle::{AnsiColor, Style};
 
@@ -17,6 +19,51 @@ pub const BOLD: Style = Style::new().bold();
 #[must_use]
 pub fn paint(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
+}
+
+/// Text that somebody else wrote, such as the name that a process gave itself, for one line of a terminal: what would
+/// move the cursor, change colours or reorder the line is shown escaped.
+#[must_use]
+pub fn clean(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut clean = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if acts(c) {
+            clean.extend(c.escape_default());
+        } else {
+            clean.push(c);
+        }
+    }
+    Cow::Owned(clean)
+}
+
+/// JSON for a terminal. JSON itself escapes control characters below U+0020 only, but terminals act on those up to
+/// U+009F too. All stand in strings, where the escape means the same; line feeds between the tokens stay.
+#[must_use]
+pub fn clean_json(json: &str) -> Cow<'_, str> {
+    let bad = |c: char| c != '\n' && acts(c);
+    if !json.contains(bad) {
+        return Cow::Borrowed(json);
+    }
+    let mut clean = String::with_capacity(json.len() + 8);
+    for c in json.chars() {
+        if bad(c) {
+            // None is above U+FFFF. Writing to a String does not fail.
+            let _ = write!(clean, "\\u{:04x}", u32::from(c));
+        } else {
+            clean.push(c);
+        }
+    }
+    Cow::Owned(clean)
+}
+
+/// Whether a terminal does something else than show the character: control characters of ASCII and ISO 6429, line
+/// and paragraph separators, and those that change the direction of writing (Unicode UAX 9).
+fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Bytes as a person reads them, powers of 1024.
@@ -49,6 +96,25 @@ pub fn duration(us: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_wrote_is_shown_and_does_nothing() {
+        for (text, shown) in [
+            ("nginx: worker", "nginx: worker"),
+            ("größe", "größe"),
+            ("a\u{1b}[2Jb", "a\\u{1b}[2Jb"),
+            ("a\r\nb", "a\\r\\nb"),
+            ("\u{9b}31m", "\\u{9b}31m"),
+            ("\u{202e}x", "\\u{202e}x"),
+        ] {
+            assert_eq!(clean(text), shown);
+        }
+        let value = serde_json::json!({ "name": "\u{1b}[2J\u{9b}31m\u{7f}\u{202e}ß" });
+        let json = serde_json::to_string_pretty(&value).unwrap();
+        let shown = clean_json(&json);
+        assert!(!shown.contains(|c| c != '\n' && acts(c)), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
+    }
 
     #[test]
     fn numbers_are_short() {

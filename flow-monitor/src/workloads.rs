@@ -3,11 +3,12 @@
 use std::io::Write as _;
 
 use clap::Args;
+use weir::style::clean_json;
 use weir_types::api::{Request, Response};
 
 use crate::{
     client::Agent,
-    status::{Output, table},
+    status::{Output, cells, table},
 };
 
 /// Shows the workloads that the agent knows.
@@ -38,7 +39,7 @@ impl Workloads {
         let mut out = anstream::stdout();
         if self.output == Output::Json {
             for workload in &workloads {
-                writeln!(out, "{}", serde_json::to_string(workload)?)?;
+                writeln!(out, "{}", clean_json(&serde_json::to_string(workload)?))?;
             }
             return Ok(());
         }
@@ -54,14 +55,14 @@ impl Workloads {
             } else {
                 workload.node
             };
-            table.add_row([
+            table.add_row(cells([
                 format!("{}/{}", workload.namespace, workload.name),
                 workload.identity.to_string(),
                 addresses.join(" "),
                 node,
                 workload.tunnel,
                 workload.services.join(" "),
-            ]);
+            ]));
         }
         writeln!(out, "{}", table.trim_fmt())?;
         Ok(())
