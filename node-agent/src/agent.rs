@@ -1,6 +1,7 @@
 //! The agent as a whole: starts its parts, applies configurations, tells its state, stops.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use aya::maps::{MapData, RingBuf};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use weir_tunnel::{
@@ -54,7 +56,7 @@ pub struct Agent {
     started: Timestamp,
     ready: AtomicBool,
     config: Mutex<ConfigStatus>,
-    ca_problem: Mutex<Option<String>>,
+    faults: Mutex<BTreeMap<&'static str, String>>,
 }
 
 /// Runs the agent until it is told to stop.
@@ -107,16 +109,12 @@ pub async fn run(
             generation,
             rejected: None,
         }),
-        ca_problem: Mutex::default(),
-    });
-    let node = agent.node.clone();
-    tokio::spawn(async move {
-        if let Err(error) = events::read(ring, |event| observe::record(&node, event)).await {
-            tracing::error!(%error, "kernel events can no longer be read");
-        }
+        faults: Mutex::default(),
     });
     agent.apply(&config)?;
     tokio::task::block_in_place(|| agent.enrolment.reap());
+    // Once the pods are known: events that waited are then told with their names.
+    tokio::spawn(record_events(agent.clone(), ring));
     tokio::spawn(heartbeat(agent.clone()));
     tokio::spawn(api::serve(socket, agent.clone()));
     tokio::spawn(http::serve(port, agent.clone()));
@@ -138,6 +136,19 @@ async fn stop_signal() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+async fn record_events(agent: Arc<Agent>, ring: RingBuf<MapData>) {
+    let node = agent.node.clone();
+    if let Err(error) = events::read(ring, |event| observe::record(&node, event)).await {
+        tracing::error!(%error, "kernel events can no longer be read");
+        agent.fault(
+            "kernel events",
+            Some(format!(
+                "no longer read, flows past the agent are missing: {error}"
+            )),
+        );
+    }
 }
 
 async fn heartbeat(agent: Arc<Agent>) {
@@ -205,9 +216,13 @@ impl Agent {
         self.node.metrics.config_rejected.set(1);
     }
 
-    /// Notes whether the CA's newest files are in force.
-    pub fn ca_problem(&self, problem: Option<String>) {
-        *self.ca_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    /// Notes what is wrong with a part of the agent, or that nothing is any more.
+    pub fn fault(&self, part: &'static str, problem: Option<String>) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        match problem {
+            Some(problem) => drop(faults.insert(part, problem)),
+            None => drop(faults.remove(part)),
+        }
     }
 
     /// Why the agent is not ready to take traffic, if it is not.
@@ -287,12 +302,12 @@ impl Agent {
                 .clone()
                 .map(|problem| format!("configuration rejected: {problem}")),
         );
-        let ca = self
-            .ca_problem
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        errors.extend(ca.map(|problem| format!("certificate authority not reloaded: {problem}")));
+        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        errors.extend(
+            faults
+                .into_iter()
+                .map(|(part, problem)| format!("{part}: {problem}")),
+        );
         let failing = node.certificates.problems();
         errors.extend(
             failing

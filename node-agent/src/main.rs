@@ -84,6 +84,13 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_MACHINE);
         }
     };
+    let own_cgroup = datapath::preflight::own_cgroup(&cgroup);
+    if let Err(missing) = own_cgroup
+        && !arguments.check
+    {
+        eprintln!("weir-agent: {missing}");
+        return ExitCode::from(EXIT_MACHINE);
+    }
     // Keys are in this process's memory from here on: no core dumps, no ptrace by other processes of the same user.
     let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     if let Err(error) = undumpable {

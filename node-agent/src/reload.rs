@@ -18,6 +18,9 @@ use crate::{
 /// How often files are looked at. Polled, since Kubernetes replaces mounted files by switching a link.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// The part of the agent that a CA's fault belongs to.
+const CA: &str = "certificate authority";
+
 /// What a file looked like: enough to see that it was replaced or written.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
@@ -102,11 +105,14 @@ fn reload_ca(agent: &Agent, config: &ConfigFile) {
         Ok(ca) => {
             tracing::info!("certificate authority reloaded");
             agent.node.certificates.replace_issuer(Arc::new(ca));
-            agent.ca_problem(None);
+            agent.fault(CA, None);
         }
         Err(error) => {
             tracing::error!(%error, "certificate authority not reloaded, the old one stays in force");
-            agent.ca_problem(Some(error.to_string()));
+            agent.fault(
+                CA,
+                Some(format!("not reloaded, the old one stays in force: {error}")),
+            );
         }
     }
 }

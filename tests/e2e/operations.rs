@@ -232,3 +232,18 @@ fn a_stopped_agent_can_be_detached_and_its_pods_are_untouched_again() {
         .success()
         .unwrap();
 }
+
+#[test]
+fn an_agent_outside_of_its_cgroup_does_not_start() {
+    let mesh = Mesh::new("astray");
+    let stopped = &mesh.agents[0];
+    assert!(stopped.stop().unwrap().success());
+    // From here it is in the cgroup of the test, not of the node.
+    let output = agent(&["--config", stopped.config_file().to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(
+        error.contains("the agent itself is in ") && error.contains("how to get it: "),
+        "{error}"
+    );
+}

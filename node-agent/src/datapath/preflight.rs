@@ -77,18 +77,8 @@ fn capabilities() -> Result<(), Missing> {
 
 fn find_cgroup(configured: Option<&Path>) -> Result<PathBuf, Missing> {
     const WHY: &str = "knowing which connections belong to this node's pods and processes";
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // Fields: id parent device root mountpoint options... - type source super-options (proc(5)).
-    let mount = mounts.lines().find_map(|line| {
-        let (fields, rest) = line.split_once(" - ")?;
-        rest.starts_with("cgroup2 ")
-            .then(|| fields.split(' ').nth(4))
-            .flatten()
-    });
-    let Some(path) = configured
-        .map(Path::to_owned)
-        .or_else(|| mount.map(PathBuf::from))
-    else {
+    let mount = mount_point();
+    let Some(path) = configured.map(Path::to_owned).or_else(|| mount.clone()) else {
         let how = "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1";
         return Err(Missing::new(
             "cgroup v2: no cgroup2 file system is mounted",
@@ -103,13 +93,56 @@ fn find_cgroup(configured: Option<&Path>) -> Result<PathBuf, Missing> {
         );
         let how = match mount {
             Some(mount) => {
-                format!("set 'cgroup' in the configuration to a folder below {mount}, or leave it out")
+                format!(
+                    "set 'cgroup' in the configuration to a folder below {}, or leave it out",
+                    mount.display()
+                )
             }
             None => "mount -t cgroup2 none /sys/fs/cgroup".to_owned(),
         };
         return Err(Missing::new(what, WHY, how));
     }
     Ok(path)
+}
+
+/// Where the cgroup v2 tree is mounted. Fields: id parent device root mountpoint options... - type source super-options
+/// (proc(5)).
+fn mount_point() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts.lines().find_map(|line| {
+        let (fields, rest) = line.split_once(" - ")?;
+        rest.starts_with("cgroup2 ")
+            .then(|| fields.split(' ').nth(4).map(PathBuf::from))
+            .flatten()
+    })
+}
+
+/// The agent's own connections to applications are recognised by the programs at the cgroup, so it must be below it.
+///
+/// # Errors
+/// When it is not.
+pub fn own_cgroup(cgroup: &Path) -> Result<(), Missing> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
+    let Some(mount) = mount_point() else { return Ok(()) };
+    // With a cgroup namespace of its own, a process above it is shown with `..`: nothing can be said then.
+    if own.starts_with("..") || mount.join(own).starts_with(cgroup) {
+        return Ok(());
+    }
+    let what = format!(
+        "cgroup v2: the agent itself is in {}, not below {}",
+        mount.join(own).display(),
+        cgroup.display()
+    );
+    let why = "delivering connections to the pods' applications";
+    Err(Missing::new(
+        what,
+        why,
+        "start the agent in that part of the tree, or set 'cgroup' to a folder above both",
+    ))
 }
 
 fn bpffs(pin_dir: &Path) -> Result<(), Missing> {
