@@ -1,6 +1,7 @@
 //! What really passed a link: a packet socket in a node's namespace, so that nothing has to be installed.
 
 mod analysis;
+mod stream;
 
 use std::{
     ffi::CString,
@@ -69,7 +70,7 @@ impl Capture {
     /// What was found so far.
     #[must_use]
     pub fn so_far(&self) -> Findings {
-        self.shared.lock().findings().clone()
+        self.shared.lock().findings()
     }
 
     /// Stops after the last packet that passed before this call, and gives what was found.

@@ -8,6 +8,8 @@ use std::{
 use memchr::memmem::Finder;
 use serde::Serialize;
 
+use super::stream::{Order, Piece, Records};
+
 /// Where tunnels listen.
 const TUNNEL_PORT: u16 = 15008;
 
@@ -24,6 +26,11 @@ pub struct Findings {
     pub tls_bytes: u64,
     /// Bytes on port 15008 that do not.
     pub other_bytes_on_tunnel_port: u64,
+    /// Bytes on port 15008 of which neither can be said: the capture began in the middle of their connection, or
+    /// bytes before them were not seen.
+    pub unfollowed_bytes_on_tunnel_port: u64,
+    /// How often bytes of a TCP connection, on any port, were missing and were not seen later either.
+    pub unresolved_gaps: u64,
     /// How often each canary was seen, in the order in which they were given.
     pub canaries: Vec<u64>,
 }
@@ -42,23 +49,10 @@ pub(super) struct Analysis {
 #[derive(Debug, Default)]
 struct Stream {
     server_port: u16,
-    /// Sequence number of the byte that comes next, once one is known.
-    next: Option<u32>,
+    order: Order,
     /// The end of what was seen, too short for a canary.
     tail: Vec<u8>,
     records: Records,
-}
-
-/// Where a byte stream is in its TLS records.
-#[derive(Debug, Default)]
-enum Records {
-    /// Inside of a record's header.
-    Header { have: usize, bytes: [u8; 5] },
-    /// Inside of a record, with this many bytes to come.
-    Body(usize),
-    /// Not TLS.
-    #[default]
-    Unknown,
 }
 
 struct Segment<'a> {
@@ -77,6 +71,15 @@ impl Findings {
     #[must_use]
     pub fn canary_seen(&self) -> bool {
         self.canaries.iter().any(|count| *count > 0)
+    }
+
+    /// Counts what still waits behind a gap, of a stream of which no more is expected.
+    fn leave(&mut self, stream: &Stream) {
+        let held = stream.order.held() as u64;
+        self.unresolved_gaps += u64::from(held > 0);
+        if stream.server_port == TUNNEL_PORT {
+            self.unfollowed_bytes_on_tunnel_port += held;
+        }
     }
 }
 
@@ -98,8 +101,11 @@ impl Analysis {
         }
     }
 
-    pub(super) fn findings(&self) -> &Findings {
-        &self.findings
+    /// What was found so far.
+    pub(super) fn findings(&self) -> Findings {
+        let mut findings = self.findings.clone();
+        self.streams.values().for_each(|stream| findings.leave(stream));
+        findings
     }
 
     pub(super) fn count(&mut self, packets: u64, dropped: u64) {
@@ -111,35 +117,37 @@ impl Analysis {
         match tcp_segment(frame) {
             Some(segment) => self.segment(&segment),
             // Not TCP, or a fragment: whatever it is, it must not hold a canary.
-            None => self.search(frame, 0),
+            None => self.search(frame, 0, frame.len()),
         }
     }
 
     fn segment(&mut self, segment: &Segment<'_>) {
         let (source, destination) = (segment.source, segment.destination);
         let key = (source, destination);
-        if segment.syn || !self.streams.contains_key(&key) {
+        // A SYN takes one number. One that is sent again begins nothing.
+        let first = segment.sequence.wrapping_add(1);
+        let known = self.streams.get(&key);
+        if known.is_none_or(|known| segment.syn && !known.order.starts_at(first)) {
             let server_port = match (segment.syn, segment.ack) {
                 (true, false) => destination.port(),
                 (true, true) => source.port(),
                 (false, _) => source.port().min(destination.port()),
             };
-            // A SYN takes one number. A connection from before the capture is followed for canaries only.
-            let next = segment.syn.then(|| segment.sequence.wrapping_add(1));
-            let records = if segment.syn {
-                Records::start()
+            // A connection from before the capture is followed for canaries only.
+            let (order, records) = if segment.syn {
+                (Order::starting(first), Records::start())
             } else {
-                Records::Unknown
+                (Order::default(), Records::default())
             };
-            self.streams.insert(
-                key,
-                Stream {
-                    server_port,
-                    next,
-                    records,
-                    tail: Vec::new(),
-                },
-            );
+            let stream = Stream {
+                server_port,
+                order,
+                records,
+                tail: Vec::new(),
+            };
+            if let Some(left) = self.streams.insert(key, stream) {
+                self.findings.leave(&left);
+            }
         }
         if segment.payload.is_empty() {
             return;
@@ -149,98 +157,49 @@ impl Analysis {
             return;
         };
         *self.findings.tcp_bytes.entry(stream.server_port).or_default() += segment.payload.len() as u64;
-
-        let ahead = stream.next.map(|next| sequence.wrapping_sub(next).cast_signed());
-        // A whole or partial repetition begins before what is next: only its end is new.
-        let repeated = ahead.map_or(0, |ahead| {
-            usize::try_from(-i64::from(ahead.min(0))).unwrap_or(usize::MAX)
-        });
-        let new = segment.payload.get(repeated..).unwrap_or_default();
-        if ahead.is_some_and(|ahead| ahead > 0) {
-            stream.tail.clear();
-            stream.records = Records::Unknown;
+        let arrival = stream.order.accept(sequence, segment.payload);
+        if arrival.repeated || arrival.early {
+            self.search(segment.payload, 0, segment.payload.len());
         }
-        if repeated > 0 {
-            self.search(segment.payload, 0);
-        }
-        let before = stream.tail.len();
-        let mut joined = std::mem::take(&mut stream.tail);
-        joined.extend_from_slice(new);
-        self.search(&joined, before);
-        let keep = joined.len().min(self.longest.saturating_sub(1));
-        stream.tail = joined.split_off(joined.len() - keep);
-
-        if stream.server_port == TUNNEL_PORT {
-            let in_records = stream.records.advance(new) as u64;
-            self.findings.tls_bytes += in_records;
-            self.findings.other_bytes_on_tunnel_port += new.len() as u64 - in_records;
-        }
-        if !new.is_empty() {
-            stream.next = Some(sequence.wrapping_add(segment.payload.len() as u32));
+        for piece in arrival.pieces {
+            match piece {
+                Piece::Next(bytes) => self.read(&mut stream, bytes, bytes.len()),
+                // Searched when it came, so now for what it continues alone.
+                Piece::Waited(bytes) => self.read(&mut stream, &bytes, 0),
+                Piece::Gap => {
+                    self.findings.unresolved_gaps += 1;
+                    stream.tail.clear();
+                    stream.records.lose();
+                }
+            }
         }
         self.streams.insert(key, stream);
     }
 
-    /// Counts canaries that end after `before`.
-    fn search(&mut self, bytes: &[u8], before: usize) {
+    /// Reads on in a stream; canaries that begin after the first `unsearched` of the bytes were counted already.
+    fn read(&mut self, stream: &mut Stream, bytes: &[u8], unsearched: usize) {
+        let before = stream.tail.len();
+        let mut joined = std::mem::take(&mut stream.tail);
+        joined.extend_from_slice(bytes);
+        self.search(&joined, before, before + unsearched);
+        let keep = joined.len().min(self.longest.saturating_sub(1));
+        stream.tail = joined.split_off(joined.len() - keep);
+        if stream.server_port == TUNNEL_PORT {
+            let sorted = stream.records.read(bytes);
+            self.findings.tls_bytes += sorted.tls;
+            self.findings.other_bytes_on_tunnel_port += sorted.other;
+            self.findings.unfollowed_bytes_on_tunnel_port += sorted.unfollowed;
+        }
+    }
+
+    /// Counts canaries that end after `before` and begin before `limit`.
+    fn search(&mut self, bytes: &[u8], before: usize, limit: usize) {
         for (finder, count) in self.canaries.iter().zip(&mut self.findings.canaries) {
             let length = finder.needle().len();
-            *count += finder.find_iter(bytes).filter(|at| at + length > before).count() as u64;
+            let new = |at: &usize| at + length > before && *at < limit;
+            *count += finder.find_iter(bytes).filter(new).count() as u64;
         }
     }
-}
-
-// === impl Records ===
-
-impl Records {
-    const fn start() -> Self {
-        Self::Header {
-            have: 0,
-            bytes: [0; 5],
-        }
-    }
-
-    /// Reads on; gives how many of the bytes lie in well-formed records.
-    fn advance(&mut self, mut bytes: &[u8]) -> usize {
-        let mut good = 0;
-        while let Some((first, rest)) = bytes.split_first() {
-            match self {
-                Self::Unknown => return good,
-                Self::Header { have, bytes: header } => {
-                    header[*have] = *first;
-                    *have += 1;
-                    bytes = rest;
-                    if *have == header.len() {
-                        match record_length(*header) {
-                            Some(length) => *self = Self::Body(length),
-                            None => {
-                                *self = Self::Unknown;
-                                return good;
-                            }
-                        }
-                    }
-                    good += 1;
-                }
-                Self::Body(0) => *self = Self::start(),
-                Self::Body(left) => {
-                    let taken = bytes.len().min(*left);
-                    *left -= taken;
-                    good += taken;
-                    bytes = &bytes[taken..];
-                }
-            }
-        }
-        good
-    }
-}
-
-/// Length of a record from its header (RFC 8446, 5.1 and 5.2: types 20 to 23, legacy versions, at most 2^14 + 256).
-fn record_length(header: [u8; 5]) -> Option<usize> {
-    let [kind, 3, 1 | 3, high, low] = header else {
-        return None;
-    };
-    let length = usize::from(u16::from_be_bytes([high, low]));
-    ((20..=23).contains(&kind) && length <= (1 << 14) + 256).then_some(length)
 }
 
 fn tcp_segment(frame: &[u8]) -> Option<Segment<'_>> {
@@ -318,12 +277,12 @@ mod tests {
     fn analyse(frames: &[Vec<u8>]) -> Findings {
         let mut analysis = Analysis::new(&[b"canary"]);
         frames.iter().for_each(|frame| analysis.frame(frame));
-        analysis.findings().clone()
+        analysis.findings()
     }
 
     #[test]
     fn a_canary_is_seen_whole_split_repeated_and_outside_of_tcp() {
-        let table: [(&str, Vec<Vec<u8>>, u64); 6] = [
+        let table: [(&str, Vec<Vec<u8>>, u64); 9] = [
             ("whole", vec![frame(80, 1, ACK, b"a canary!")], 1),
             (
                 "split",
@@ -353,6 +312,31 @@ mod tests {
                 vec![frame(80, 1, ACK, b"can"), frame(80, 9, ACK, b"ary")],
                 0,
             ),
+            (
+                "behind a gap that is never filled",
+                vec![frame(80, 1, ACK, b"x"), frame(80, 9, ACK, b"a canary")],
+                1,
+            ),
+            (
+                "overtaken",
+                vec![
+                    frame(80, 1, ACK, b"x"),
+                    frame(80, 5, ACK, b"ary canary"),
+                    frame(80, 2, ACK, b"can"),
+                ],
+                2,
+            ),
+            (
+                "all overtaken",
+                vec![
+                    frame(80, 1, ACK, b"x"),
+                    frame(80, 5, ACK, b"ry"),
+                    frame(80, 3, ACK, b"na"),
+                    frame(80, 2, ACK, b"a"),
+                    frame(80, 2, ACK, b"a"),
+                ],
+                0,
+            ),
             ("not even IP", vec![[&[0; 20][..], b"canary"].concat()], 1),
         ];
         for (what, frames, expected) in table {
@@ -371,7 +355,72 @@ mod tests {
         ]);
         assert_eq!((good.tls_bytes, good.other_bytes_on_tunnel_port), (18, 0));
         assert_eq!(good.tcp_bytes, BTreeMap::from([(15008, 18)]));
-        let bad = analyse(&[syn, frame(15008, 1, ACK, b"GET / HTTP/1.1\r\n\r\n")]);
+        let bad = analyse(&[syn.clone(), frame(15008, 1, ACK, b"GET / HTTP/1.1\r\n\r\n")]);
         assert_eq!((bad.tls_bytes, bad.other_bytes_on_tunnel_port), (4, 14));
+    }
+
+    #[test]
+    fn tls_that_comes_late_twice_or_not_at_all_is_not_something_else() {
+        let records = [&[23, 3, 3, 0, 4][..], b"abcd"].concat().repeat(3);
+        let syn = frame(15008, 0, SYN, b"");
+        let part = |from: usize, to: usize| frame(15008, from as u32 + 1, ACK, &records[from..to]);
+        type Case = (&'static str, Vec<Vec<u8>>, [u64; 4]);
+        // TLS, other, unfollowed, gaps.
+        let table: Vec<Case> = vec![
+            (
+                "sent again",
+                vec![syn.clone(), part(0, 9), part(0, 9), part(4, 20), part(20, 27)],
+                [27, 0, 0, 0],
+            ),
+            (
+                "overtaken",
+                vec![syn.clone(), part(3, 11), part(20, 27), part(0, 3), part(11, 20)],
+                [27, 0, 0, 0],
+            ),
+            (
+                "the SYN sent again",
+                vec![syn.clone(), part(0, 9), syn.clone(), part(9, 27)],
+                [27, 0, 0, 0],
+            ),
+            (
+                "a part never seen",
+                vec![syn.clone(), part(0, 9), part(11, 27)],
+                [9, 0, 16, 1],
+            ),
+            (
+                "from before the capture",
+                vec![part(3, 9), part(9, 27)],
+                [0, 0, 24, 0],
+            ),
+            (
+                "and then the port used again",
+                vec![
+                    part(3, 9),
+                    part(11, 15),
+                    frame(15008, 999, SYN, b""),
+                    frame(15008, 1000, ACK, &records),
+                ],
+                [27, 0, 10, 1],
+            ),
+            (
+                "plaintext, in whatever order",
+                vec![
+                    syn.clone(),
+                    frame(15008, 8, ACK, b" more"),
+                    frame(15008, 1, ACK, b"GET / x"),
+                ],
+                [4, 8, 0, 0],
+            ),
+        ];
+        for (what, frames, expected) in table {
+            let found = analyse(&frames);
+            let counts = [
+                found.tls_bytes,
+                found.other_bytes_on_tunnel_port,
+                found.unfollowed_bytes_on_tunnel_port,
+                found.unresolved_gaps,
+            ];
+            assert_eq!(counts, expected, "{what}");
+        }
     }
 }
