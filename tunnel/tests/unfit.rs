@@ -142,4 +142,7 @@ async fn a_server_that_allows_no_streams_is_given_up_after_few_connections() {
     );
     let connections = connections.load(Ordering::Relaxed);
     assert!(connections <= CALLERS, "{connections}");
+    // And they are not kept, or those of every open would add up.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(pool.connections().is_empty());
 }

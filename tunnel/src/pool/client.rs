@@ -190,8 +190,9 @@ impl Client {
                         used = Instant::now();
                         continue;
                     }
-                    let current = inner.store.is_current(&target.source_identity, &self.certificate);
-                    if (used.elapsed() >= IDLE_TIMEOUT || !current) && inner.slots.remove_if_unused(target, self) {
+                    // What takes no new streams is of no use without the old ones; a server may also allow none.
+                    let usable = self.is_current(&inner.store, target) && self.send.current_max_send_streams() > 0;
+                    if (used.elapsed() >= IDLE_TIMEOUT || !usable) && inner.slots.remove_if_unused(target, self) {
                         break Reason::None;
                     }
                 }
