@@ -67,6 +67,7 @@ pub async fn run(
     file: PathBuf,
     config: ConfigFile,
     ca: CertificateAuthority,
+    seen: reload::Seen,
     cgroup: PathBuf,
 ) -> anyhow::Result<()> {
     let socket = api::bind(&config.api.socket)
@@ -122,7 +123,7 @@ pub async fn run(
     tracing::info!(node = agent.node.name, pods = agent.node.pods().len(), cgroup = %cgroup.display(), "ready");
 
     let socket_path = config.api.socket.clone();
-    tokio::spawn(reload::watch(agent.clone(), file, config));
+    tokio::spawn(reload::watch(agent.clone(), file, config, seen));
     stop_signal().await?;
     agent.drain().await;
     let _ = std::fs::remove_file(socket_path);

@@ -67,6 +67,7 @@ fn main() -> ExitCode {
     }
     // Required unless the schema was asked for.
     let file = arguments.config.clone().unwrap_or_default();
+    let mut seen = reload::Seen::file(&file);
     let config = match config::load(&file) {
         Ok(config) => config,
         Err(error) => {
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
     if let Err(error) = undumpable {
         return report(Err(error).context("core dumps cannot be switched off"));
     }
+    seen.ca(&config.ca.value);
     let ca = match reload::open_ca(&config.ca.value, &config.trust_domain, !arguments.check) {
         Ok(ca) => Some(ca),
         // It would be made now.
@@ -115,7 +117,7 @@ fn main() -> ExitCode {
     let Some(ca) = ca else {
         return ExitCode::from(EXIT_CONFIG);
     };
-    report(run(file, config, ca, cgroup))
+    report(run(file, config, ca, seen, cgroup))
 }
 
 fn report(result: anyhow::Result<()>) -> ExitCode {
@@ -147,6 +149,7 @@ fn run(
     file: PathBuf,
     config: config::ConfigFile,
     ca: CertificateAuthority,
+    seen: reload::Seen,
     cgroup: PathBuf,
 ) -> anyhow::Result<()> {
     raise_descriptor_limit()?;
@@ -157,7 +160,7 @@ fn run(
         .worker_threads(threads)
         .enable_all()
         .build()?;
-    runtime.block_on(agent::run(file, config, ca, cgroup))?;
+    runtime.block_on(agent::run(file, config, ca, seen, cgroup))?;
     runtime.shutdown_background();
     Ok(())
 }

@@ -29,6 +29,30 @@ struct Stamp {
     inode: u64,
 }
 
+/// What the configuration and the CA's files looked like before they were read: what changes while they are read, or
+/// before they are watched, counts as changed.
+#[derive(Debug)]
+pub struct Seen {
+    file: Stamps,
+    ca: Stamps,
+}
+
+impl Seen {
+    /// The configuration file as it is now; to be taken before it is read.
+    #[must_use]
+    pub fn file(file: &Path) -> Self {
+        Self {
+            file: Stamps::of(&[file.to_owned()]),
+            ca: Stamps(BTreeMap::new()),
+        }
+    }
+
+    /// The CA's files as they are now; to be taken before they are read.
+    pub fn ca(&mut self, config: &CaConfig) {
+        self.ca = Stamps::of(&ca_files(config));
+    }
+}
+
 /// Files, and what they looked like.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamps(BTreeMap<PathBuf, Option<Stamp>>);
@@ -49,21 +73,19 @@ impl Stamps {
 }
 
 /// Watches the configuration file and the CA's files, for ever.
-pub async fn watch(agent: Arc<Agent>, file: PathBuf, mut applied: ConfigFile) {
+pub async fn watch(agent: Arc<Agent>, file: PathBuf, mut applied: ConfigFile, mut seen: Seen) {
     let configuration = [file.clone()];
-    let mut seen = Stamps::of(&configuration);
-    let mut seen_ca = Stamps::of(&ca_files(&applied.ca.value));
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
         ticks.tick().await;
         let now = Stamps::of(&configuration);
-        if now != seen {
-            seen = now;
+        if now != seen.file {
+            seen.file = now;
             tokio::task::block_in_place(|| reload(&agent, &file, &mut applied));
         }
         let now = Stamps::of(&ca_files(&applied.ca.value));
-        if now != seen_ca {
-            seen_ca = now;
+        if now != seen.ca {
+            seen.ca = now;
             tokio::task::block_in_place(|| reload_ca(&agent, &applied));
         }
         tokio::task::block_in_place(|| agent.enrolment.reconcile());
