@@ -10,8 +10,11 @@ use std::{
 };
 
 use weir_e2e::{Mesh, identity, run, serve};
-use weir_lab::{PodSpec, Spawn as _, config::Mode};
-use weir_types::{FlowEvent, FlowPath, TrafficDirection};
+use weir_lab::{
+    PodSpec, Spawn as _,
+    config::{Mode, ServiceConfig},
+};
+use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection};
 
 #[test]
 fn a_client_on_the_servers_own_port_number_reaches_the_server_and_not_itself() {
@@ -294,4 +297,46 @@ fn a_ca_whose_certificate_is_missing_is_told_and_not_made_anew() {
             .then_some(()))
     })
     .unwrap();
+}
+
+#[test]
+fn a_server_with_another_identity_is_refused_unless_the_service_allows_it() {
+    let mesh = Mesh::with("sans", |config| {
+        // Node 1 expects another identity of c than it has.
+        if config.node == "node1" {
+            for workload in config
+                .workloads
+                .iter_mut()
+                .filter(|workload| workload.uid == "shop-c")
+            {
+                workload.service_account = "expected".to_owned();
+            }
+        }
+        let mut service = ServiceConfig::new(
+            "shop",
+            "api",
+            ["10.96.0.20".parse().unwrap()],
+            (80, 7000),
+            ["shop-c".to_owned()],
+        );
+        service.subject_alt_names = vec![identity("c").unwrap().to_string()];
+        config.services.push(service);
+    });
+    let (_server, _) = serve(&mesh.c, ["echo-server", "--port", "7000"]);
+    let line = run(
+        &mesh.a,
+        ["connect", &format!("{}:7000", mesh.c.v4()), "--read-all"],
+    )
+    .json()
+    .unwrap();
+    assert_eq!(line["end"], "ECONNRESET", "{line}");
+    let flow = mesh.flow(&mesh.a, TrafficDirection::Egress, FlowEvent::Refused, 7000);
+    assert_eq!(flow.reason, Reason::WrongIdentity, "{flow:?}");
+    run(&mesh.a, ["echo-client", "10.96.0.20:80"]).success().unwrap();
+    let flow = mesh.flow(&mesh.a, TrafficDirection::Egress, FlowEvent::Close, 7000);
+    assert_eq!(
+        flow.destination.identity,
+        identity("c"),
+        "the one that the certificate names"
+    );
 }
