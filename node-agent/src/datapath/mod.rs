@@ -14,6 +14,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Mutex,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -342,6 +343,10 @@ pub fn detach(pin_dir: &Path) -> Result<(), DatapathError> {
     std::fs::remove_dir(&pins).map_err(|source| DatapathError::PinDir { path: pins, source })
 }
 
+/// How long an agent that is just ending may still hold its pins, and how often it is looked.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// The right to work on these pins.
 fn lock(pins: &Path) -> Result<File, DatapathError> {
     let failed = |source| DatapathError::PinDir {
@@ -349,12 +354,18 @@ fn lock(pins: &Path) -> Result<File, DatapathError> {
         source,
     };
     let folder = File::open(pins).map_err(failed)?;
-    match rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(folder),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(DatapathError::InUse {
-            path: pins.to_owned(),
-        }),
-        Err(error) => Err(failed(error.into())),
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(folder),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(LOCK_PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(DatapathError::InUse {
+                    path: pins.to_owned(),
+                });
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
     }
 }
 
