@@ -93,6 +93,9 @@ impl Serve {
                     () = left.cancelled() => {}
                 }
             });
+            // So that it asks for its tunnel before the next one: connections that a client opens one after the other reach
+            // the server in that order. The runtime would run the newest first.
+            tokio::task::yield_now().await;
         }
     }
 

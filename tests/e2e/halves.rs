@@ -130,3 +130,35 @@ fn what_a_client_sent_before_it_closed_at_once_arrives() {
     })
     .unwrap();
 }
+
+#[test]
+fn connections_reach_the_server_in_the_order_in_which_a_client_opened_them() {
+    const ROUNDS: usize = 60;
+    const EACH: usize = 8;
+    let mesh = Mesh::new("order");
+    let listener = mesh.c.inside(|| Ok(TcpListener::bind("0.0.0.0:7000")?)).unwrap();
+    let server = std::thread::spawn(move || {
+        let number = |_| {
+            let mut byte = [0];
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut byte).unwrap();
+            stream.write_all(b"\n").unwrap();
+            byte[0]
+        };
+        (0..ROUNDS * EACH).map(number).collect::<Vec<_>>()
+    });
+    // Opens them at once, and says only then which is which; the first round makes the tunnel.
+    let script = format!(
+        "for r in {{1..{ROUNDS}}}; do for i in {{1..{EACH}}}; do exec {{fd[$i]}}<>/dev/tcp/{}/7000; done; \
+         for i in {{1..{EACH}}}; do printf $i >&${{fd[$i]}}; done; \
+         for i in {{1..{EACH}}}; do read -u ${{fd[$i]}} _; exec {{fd[$i]}}>&-; done; done",
+        mesh.c.v4()
+    );
+    let mut client = Command::new("bash");
+    client.args(["-c", &script]);
+    mesh.a.run(client).unwrap().success().unwrap();
+    let seen = server.join().unwrap();
+    for (round, numbers) in seen.chunks(EACH).enumerate().skip(1) {
+        assert_eq!(numbers, b"12345678", "round {round}");
+    }
+}

@@ -340,6 +340,9 @@ impl<H: Handler> Server<H> {
                             end: end.clone(),
                         };
                         streams.spawn(answer.run(request, respond));
+                        // So that it connects before the next request's: an application sees its clients in the
+                        // order in which they came. The runtime would run the newest first.
+                        tokio::task::yield_now().await;
                     }
                     Some(Err(error)) => {
                         tracing::debug!(peer = %end.peer, %error, "tunnel connection failed");
