@@ -72,8 +72,9 @@ impl Serve {
                 () = pod.left.cancelled() => return,
                 () = self.node.drain.cancelled() => return,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            // The peer as accept gives it: a client that reset the connection meanwhile has no address any more.
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(pod = pod.workload.uid, %error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -81,7 +82,7 @@ impl Serve {
                 }
             };
             let Some(count) = self.node.admit(&pod, descriptors(slot)) else {
-                self.refuse(&pod, stream);
+                self.refuse(&pod, stream, peer);
                 continue;
             };
             let (serve, pod) = (self.clone(), pod.clone());
@@ -89,7 +90,7 @@ impl Serve {
                 let _count = count;
                 let left = pod.left.clone();
                 tokio::select! {
-                    () = serve.carry(&pod, slot, stream) => {}
+                    () = serve.carry(&pod, slot, stream, peer) => {}
                     () = left.cancelled() => {}
                 }
             });
@@ -99,12 +100,11 @@ impl Serve {
         }
     }
 
-    async fn carry(&self, pod: &Arc<Pod>, slot: u32, stream: TcpStream) {
-        let addresses = stream
-            .peer_addr()
-            .and_then(|peer| Ok((peer, stream.local_addr()?)));
-        // An error here: the client reset the connection before it was accepted.
-        let Ok((peer, local)) = addresses else { return };
+    async fn carry(&self, pod: &Arc<Pod>, slot: u32, stream: TcpStream, peer: SocketAddr) {
+        let local = match stream.local_addr() {
+            Ok(local) => local,
+            Err(error) => return tracing::warn!(pod = pod.workload.uid, %error, "getsockname failed"),
+        };
         let accepted = Accepted {
             stream,
             peer: canonical(peer),
@@ -133,8 +133,8 @@ impl Serve {
     }
 
     /// Resets a connection that the pod may not have besides its others.
-    fn refuse(&self, pod: &Pod, stream: TcpStream) {
-        if let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) {
+    fn refuse(&self, pod: &Pod, stream: TcpStream, peer: SocketAddr) {
+        if let Ok(local) = stream.local_addr() {
             let accepted = Accepted {
                 stream,
                 peer: canonical(peer),

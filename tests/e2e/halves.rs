@@ -162,3 +162,25 @@ fn connections_reach_the_server_in_the_order_in_which_a_client_opened_them() {
         assert_eq!(numbers, b"12345678", "round {round}");
     }
 }
+
+#[test]
+fn a_client_that_resets_before_the_agent_accepts_is_recorded() {
+    let mesh = Mesh::new("early");
+    let _listener = mesh.c.inside(|| Ok(TcpListener::bind("0.0.0.0:7000")?)).unwrap();
+    let agent = mesh.agent(&mesh.a).pid().to_string();
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args([name, &agent]).status().unwrap();
+        assert!(sent.success());
+    };
+    signal("-STOP");
+    mesh.a
+        .run_testapp(["connect", &format!("{}:7000", mesh.c.v4()), "--reset"])
+        .unwrap()
+        .success()
+        .unwrap();
+    signal("-CONT");
+    let flow = mesh.flow_where(&mesh.a, TrafficDirection::Egress, FlowEvent::Close, 7000, |_| {
+        true
+    });
+    assert_eq!(flow.reason, Reason::ApplicationReset, "{flow:?}");
+}
