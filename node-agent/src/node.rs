@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_tunnel::{PodKey, Registry, certs::CertificateStore, hbone::HandshakeLimiter};
-use weir_types::{FlowPeer, Process};
+use weir_types::{FlowPeer, Process, TrafficDirection};
 
 use crate::{
     config::MtlsMode,
@@ -98,6 +98,14 @@ fn descriptor_limits() -> (u64, u64) {
     (limit / 2, limit.saturating_sub(RESERVE).max(limit / 2))
 }
 
+/// Descriptors of a tunnel's connection: its socket, and one for its statistics.
+const TUNNEL_DESCRIPTORS: u64 = 2;
+
+/// Half of what connections may have, for each pod and for all.
+fn is_room_for_tunnel(of_pod: u64, of_all: u64, (pod_limit, all_limit): (u64, u64)) -> bool {
+    of_pod < pod_limit / 2 / TUNNEL_DESCRIPTORS && of_all < all_limit / 2 / TUNNEL_DESCRIPTORS
+}
+
 // === impl Node ===
 
 impl Node {
@@ -156,6 +164,19 @@ impl Node {
             count,
         };
         (of_pod < self.descriptors.0 && of_all < self.descriptors.1).then_some(counted)
+    }
+
+    /// Whether a pod may have another tunnel. Tunnels outlive the connections that they were made for, so a pod that talks
+    /// to every workload in turn would otherwise take all descriptors.
+    #[must_use]
+    pub fn has_room_for_tunnel(&self, pod: PodKey) -> bool {
+        let open = self.tunnels.open();
+        let outbound = || {
+            open.iter()
+                .filter(|tunnel| tunnel.direction == TrafficDirection::Egress)
+        };
+        let of_pod = outbound().filter(|tunnel| tunnel.pod == pod).count() as u64;
+        is_room_for_tunnel(of_pod, outbound().count() as u64, self.descriptors)
     }
 
     /// Adds an enrolled pod.
@@ -274,4 +295,27 @@ pub fn process(pid: u32, comm: &[u8; 16]) -> Option<Process> {
     // A process names itself: nothing of it may reach a terminal as anything but text.
     let name = String::from_utf8_lossy(&comm[..end]).replace(char::is_control, "?");
     (pid != 0).then_some(Process { pid, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tunnels_are_bounded_for_each_pod_and_for_all() {
+        // open of the pod, open of all, whether there is room
+        for (of_pod, of_all, expected) in [
+            (0, 0, true),
+            (24, 24, true),
+            (25, 25, false),
+            (0, 49, true),
+            (0, 50, false),
+        ] {
+            assert_eq!(
+                is_room_for_tunnel(of_pod, of_all, (100, 200)),
+                expected,
+                "{of_pod} {of_all}"
+            );
+        }
+    }
 }

@@ -86,6 +86,11 @@ impl Connector for PodConnector {
     async fn connect(&self, source: PodKey, address: SocketAddr) -> io::Result<TcpStream> {
         let pod = self.node.pod_by_handle(PodHandle(source.0));
         let pod = pod.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the pod left the mesh"))?;
+        if !self.node.has_room_for_tunnel(source) {
+            return Err(io::Error::other(
+                "this pod, or the node, has as many tunnels as it may; unused ones close in minutes",
+            ));
+        }
         sockets::connect(&self.node.datapath, &pod.netns, address, Mark::Agent).await
     }
 }
