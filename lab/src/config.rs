@@ -7,6 +7,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Where policies without a selector are the whole mesh's, unless the configuration names another namespace.
+pub const ROOT_NAMESPACE: &str = "weir-system";
 
 /// A whole file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +36,24 @@ pub struct AgentConfig {
     /// Who must use mutual TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtls: Option<MtlsConfig>,
+    /// Where policies without a selector are the whole mesh's; [`ROOT_NAMESPACE`] unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_namespace: Option<String>,
+    /// Who may connect to whom: name, namespace and the fields of an Istio AuthorizationPolicy's `spec`, side by side.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorization_policies: Vec<Value>,
+    /// Who must use mutual TLS: name, namespace and the fields of an Istio PeerAuthentication's `spec`, side by side.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer_authentications: Vec<Value>,
+    /// How pods of one node reach each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub same_node: Option<SameNodeConfig>,
+    /// How long the kernel trusts a verdict that the agent does not renew, with its unit: `5m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict_lease: Option<String>,
+    /// The cgroup of the kubelet, whose probes reach pods in plaintext.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubelet_cgroup: Option<PathBuf>,
     /// Pods of this node.
     pub pods: Vec<PodConfig>,
     /// Workloads of the mesh.
@@ -107,6 +129,33 @@ pub enum Mode {
     Permissive,
 }
 
+/// How pods of one node reach each other: workload over namespace over node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SameNodeConfig {
+    /// Where nothing below says otherwise.
+    pub mode: SameNodeMode,
+    /// By namespace.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespaces: BTreeMap<String, SameNodeMode>,
+    /// By uid.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub workloads: BTreeMap<String, SameNodeMode>,
+}
+
+/// How a connection between two pods of one node travels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SameNodeMode {
+    /// As the agent finds right.
+    #[default]
+    Auto,
+    /// Straight from socket to socket, decided in the kernel.
+    Direct,
+    /// Through the agent, in mutual TLS, as between nodes.
+    Mtls,
+}
+
 /// A pod of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -119,6 +168,9 @@ pub struct PodConfig {
     pub service_account: String,
     /// Path of its network namespace.
     pub netns: PathBuf,
+    /// Ports that the kubelet's probes ask.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probe_ports: Vec<u16>,
 }
 
 /// A workload of the mesh.
@@ -137,6 +189,9 @@ pub struct WorkloadConfig {
     pub addresses: Vec<IpAddr>,
     /// Its node.
     pub node: String,
+    /// Its zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Its labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -173,6 +228,9 @@ pub struct ServiceConfig {
     /// Further identities that may serve it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subject_alt_names: Vec<String>,
+    /// Which endpoints are taken first: `PreferSameNode` or `PreferSameZone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_distribution: Option<String>,
 }
 
 /// A port of a service.
@@ -192,6 +250,46 @@ pub struct EndpointConfig {
     /// Its uid.
     pub workload: String,
 }
+
+// === impl AgentConfig ===
+
+impl AgentConfig {
+    /// Requires mutual TLS in the whole mesh: a PeerAuthentication in the root namespace without a selector is
+    /// everybody's.
+    pub fn strict(&mut self) {
+        self.strict_namespace(ROOT_NAMESPACE);
+    }
+
+    /// Requires mutual TLS of every workload of a namespace.
+    pub fn strict_namespace(&mut self, namespace: &str) {
+        self.peer_authentication("default", namespace, None, "STRICT");
+    }
+
+    /// Requires mutual TLS of the workloads of a namespace whose label `app` is this: pods of the lab have their name.
+    pub fn strict_workload(&mut self, namespace: &str, app: &str) {
+        self.peer_authentication(app, namespace, Some(app), "STRICT");
+    }
+
+    /// Adds a PeerAuthentication with this mode (`STRICT`, `PERMISSIVE`, `DISABLE`, `UNSET`), for the workloads of the
+    /// namespace with this label `app`, or for all of them.
+    pub fn peer_authentication(&mut self, name: &str, namespace: &str, app: Option<&str>, mode: &str) {
+        let mut policy = json!({ "name": name, "namespace": namespace, "mtls": { "mode": mode } });
+        if let Some(app) = app {
+            policy["selector"] = json!({ "matchLabels": { "app": app } });
+        }
+        self.peer_authentications.push(policy);
+    }
+
+    /// Takes this way between pods of this node, and no other.
+    pub fn same_node(&mut self, mode: SameNodeMode) {
+        self.same_node = Some(SameNodeConfig {
+            mode,
+            ..SameNodeConfig::default()
+        });
+    }
+}
+
+// === impl ServiceConfig ===
 
 impl ServiceConfig {
     /// A service with one port and these endpoints.
@@ -213,6 +311,92 @@ impl ServiceConfig {
                 .map(|workload| EndpointConfig { workload })
                 .collect(),
             subject_alt_names: Vec::new(),
+            traffic_distribution: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> AgentConfig {
+        AgentConfig {
+            node: "node1".to_owned(),
+            trust_domain: "cluster.local".to_owned(),
+            ca: CaConfig::Dir { dir: "/ca".into() },
+            certificates: None,
+            cgroup: "/sys/fs/cgroup/node1".into(),
+            pin_dir: "/sys/fs/bpf/node1".into(),
+            api: ApiConfig {
+                socket: "/run/node1.sock".into(),
+            },
+            metrics: MetricsConfig {
+                address: ([127, 0, 0, 1], 15020).into(),
+            },
+            mtls: None,
+            root_namespace: None,
+            authorization_policies: Vec::new(),
+            peer_authentications: Vec::new(),
+            same_node: None,
+            verdict_lease: None,
+            kubelet_cgroup: None,
+            pods: Vec::new(),
+            workloads: Vec::new(),
+            services: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_not_set_is_not_in_the_file() {
+        let text = serde_saphyr::to_string(&config()).unwrap();
+        let file: BTreeMap<String, Value> = serde_saphyr::from_str(&text).unwrap();
+        let names: Vec<_> = file.keys().map(String::as_str).collect();
+        let always = [
+            "api",
+            "ca",
+            "cgroup",
+            "metrics",
+            "node",
+            "pinDir",
+            "pods",
+            "services",
+            "trustDomain",
+            "workloads",
+        ];
+        assert_eq!(names, always);
+    }
+
+    #[test]
+    fn policies_reach_the_file_as_they_are() {
+        let mut config = config();
+        config.strict();
+        config.strict_workload("shop", "web");
+        config.same_node(SameNodeMode::Direct);
+        let ports = json!({
+            "name": "p1", "namespace": "shop", "action": "ALLOW",
+            "rules": [{ "to": [{ "operation": { "ports": ["80"] } }] }],
+        });
+        config.authorization_policies.push(ports);
+        let text = serde_saphyr::to_string(&config).unwrap();
+        let file: Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(
+            file["peerAuthentications"],
+            json!([
+                { "name": "default", "namespace": "weir-system", "mtls": { "mode": "STRICT" } },
+                {
+                    "name": "web", "namespace": "shop", "mtls": { "mode": "STRICT" },
+                    "selector": { "matchLabels": { "app": "web" } },
+                },
+            ])
+        );
+        assert_eq!(
+            file["authorizationPolicies"],
+            Value::from(config.authorization_policies.clone()),
+            "a port stays a text: {text}"
+        );
+        assert_eq!(file["sameNode"], json!({ "mode": "direct" }));
+        let back: AgentConfig = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(back.peer_authentications, config.peer_authentications);
     }
 }

@@ -256,6 +256,12 @@ impl Lab {
                 address: ([127, 0, 0, 1], 15020).into(),
             },
             mtls: None,
+            root_namespace: None,
+            authorization_policies: Vec::new(),
+            peer_authentications: Vec::new(),
+            same_node: None,
+            verdict_lease: None,
+            kubelet_cgroup: None,
             pods: members()
                 .filter(|pod| pod.node == node.number)
                 .map(Pod::config)

@@ -33,6 +33,10 @@ pub struct PodSpec {
     pub service_account: String,
     /// Its labels; `app: <name>` unless set.
     pub labels: BTreeMap<String, String>,
+    /// Its zone; none unless set.
+    pub zone: Option<String>,
+    /// Ports that the kubelet's probes ask; none unless set.
+    pub probe_ports: Vec<u16>,
     /// Whether it is in the agents' configuration at all.
     pub in_mesh: bool,
     /// The last byte of its addresses; the next free one unless set.
@@ -80,6 +84,7 @@ impl Pod {
             namespace: self.spec.namespace.clone(),
             service_account: self.spec.service_account.clone(),
             netns: self.place.netns_path(),
+            probe_ports: self.spec.probe_ports.clone(),
         }
     }
 
@@ -93,6 +98,7 @@ impl Pod {
             service_account: self.spec.service_account.clone(),
             addresses: vec![IpAddr::V4(self.v4()), IpAddr::V6(self.v6())],
             node: self.spec.node.clone(),
+            zone: self.spec.zone.clone(),
             labels: self.spec.labels.clone(),
             tunnel: TunnelProtocol::Hbone,
         }
@@ -117,6 +123,8 @@ impl PodSpec {
             name: name.to_owned(),
             service_account: name.to_owned(),
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+            zone: None,
+            probe_ports: Vec::new(),
             in_mesh: true,
             host: None,
         }
@@ -126,6 +134,27 @@ impl PodSpec {
     #[must_use]
     pub fn service_account(mut self, name: &str) -> Self {
         name.clone_into(&mut self.service_account);
+        self
+    }
+
+    /// With this label, besides or instead of `app: <name>`.
+    #[must_use]
+    pub fn label(mut self, name: &str, value: &str) -> Self {
+        self.labels.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// In this zone.
+    #[must_use]
+    pub fn zone(mut self, zone: &str) -> Self {
+        self.zone = Some(zone.to_owned());
+        self
+    }
+
+    /// With this among the ports that the kubelet's probes ask.
+    #[must_use]
+    pub fn probe_port(mut self, port: u16) -> Self {
+        self.probe_ports.push(port);
         self
     }
 
