@@ -279,3 +279,62 @@ fn the_test_programs_do_what_they_say() {
         .unwrap();
     assert_eq!(hold.wait_json("held").unwrap(), 100);
 }
+
+#[test]
+fn many_connections_are_counted_by_who_answered_and_what_failed() {
+    let lab = Lab::new("many").unwrap();
+    let (client, server) = pair(&lab);
+    let to = format!("{}:7", server.v4());
+    let named = |name: &str| {
+        let process = server
+            .testapp(["name-server", "--name", name, "--port", "7"])
+            .unwrap();
+        process.wait_listening().unwrap();
+        process
+    };
+    let ask = |extra: &[&str]| {
+        client
+            .run_testapp([&["many", to.as_str()], extra].concat())
+            .unwrap()
+            .success()
+            .unwrap()
+            .json()
+            .unwrap()
+    };
+
+    let mut b = named("b");
+    // More than a client has ephemeral ports: none of them may be left in TIME_WAIT.
+    let seen = ask(&["--connections", "40000", "--threads", "2"]);
+    assert_eq!(seen["counts"], serde_json::json!({ "b": 40_000 }), "{seen}");
+    assert_eq!(seen["errors"], serde_json::json!({}), "{seen}");
+    let seen = ask(&["--seconds", "0.2", "--threads", "1"]);
+    assert_eq!(seen["counts"]["b"], seen["connections"], "{seen}");
+
+    let lasting = ["many", &to, "--seconds", "1000", "--pause-ms", "5", "--log"];
+    let log = client.testapp(lasting).unwrap();
+    let change = |outcome: &str, field: &str, value: &str| {
+        log.wait_line(Duration::from_secs(10), |line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            (line["outcome"] == outcome && line[field] == value).then(|| {
+                (
+                    line["began_ms"].as_u64().unwrap(),
+                    line["ended_ms"].as_u64().unwrap(),
+                )
+            })
+        })
+        .unwrap()
+    };
+    let first = change("success", "name", "b");
+    b.kill().unwrap();
+    let failed = change("failure", "error", "ECONNREFUSED");
+    let _c = named("c");
+    let back = change("success", "name", "c");
+    assert!(first.0 <= first.1 && first.1 <= failed.1 && failed.1 <= back.1);
+    assert!(back.1 - first.0 < 60_000, "milliseconds: {first:?} {back:?}");
+    assert_eq!(
+        log.stdout().split(|byte| *byte == b'\n').count(),
+        4,
+        "three changes, and nothing after the last"
+    );
+    assert_eq!(ask(&["--connections", "3"])["counts"]["c"], 3);
+}

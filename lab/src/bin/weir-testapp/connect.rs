@@ -131,7 +131,7 @@ impl Connect {
         match self.establish(socket, &self.address(to)) {
             Ok(()) => seen.connect = "ok".to_owned(),
             Err(error) => {
-                seen.connect = name(&error);
+                seen.connect = net::error_name(&error);
                 seen.errno = error.raw_os_error();
             }
         }
@@ -168,7 +168,7 @@ impl Connect {
         socket.set_read_timeout(Some(Duration::from_millis(self.timeout_ms)))?;
         match socket.write_all(self.send.as_bytes()) {
             Ok(()) => seen.sent = self.send.len(),
-            Err(error) => seen.end = Some(name(&error)),
+            Err(error) => seen.end = Some(net::error_name(&error)),
         }
         if self.half_close {
             socket.shutdown(Shutdown::Write).ok();
@@ -190,7 +190,7 @@ impl Connect {
                 }
                 Ok(count) => text.extend_from_slice(&buffer[..count]),
                 Err(error) => {
-                    seen.end = Some(name(&error));
+                    seen.end = Some(net::error_name(&error));
                     break;
                 }
             }
@@ -215,27 +215,4 @@ impl Connect {
 
 fn address_of(address: io::Result<SockAddr>) -> Option<SocketAddr> {
     address.ok().and_then(|address| address.as_socket())
-}
-
-/// The name that manual pages use, for the errors that tests ask about.
-fn name(error: &io::Error) -> String {
-    let names = [
-        (libc::ECONNREFUSED, "ECONNREFUSED"),
-        (libc::ECONNRESET, "ECONNRESET"),
-        (libc::EPIPE, "EPIPE"),
-        (libc::ETIMEDOUT, "ETIMEDOUT"),
-        (libc::EAGAIN, "EAGAIN"),
-        (libc::EINPROGRESS, "EINPROGRESS"),
-        (libc::ENETUNREACH, "ENETUNREACH"),
-        (libc::EHOSTUNREACH, "EHOSTUNREACH"),
-        (libc::EPERM, "EPERM"),
-        (libc::EACCES, "EACCES"),
-        (libc::EADDRNOTAVAIL, "EADDRNOTAVAIL"),
-        (libc::EISCONN, "EISCONN"),
-        (libc::EINVAL, "EINVAL"),
-    ];
-    let known = names
-        .iter()
-        .find(|(number, _)| error.raw_os_error() == Some(*number));
-    known.map_or_else(|| error.to_string(), |(_, name)| (*name).to_owned())
 }

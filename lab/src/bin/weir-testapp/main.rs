@@ -8,6 +8,7 @@ mod connect;
 mod echo;
 mod http;
 mod latency;
+mod many;
 mod net;
 
 use clap::{Parser, Subcommand};
@@ -42,6 +43,10 @@ enum Program {
     CrrClient(latency::CrrClient),
     /// Opens connections and holds them until it is killed.
     HoldClient(latency::HoldClient),
+    /// Sends its name in a line to whoever connects, and closes; serves `many`.
+    NameServer(many::Server),
+    /// Makes many connections one after the other and counts who answered and what failed.
+    Many(many::Client),
     /// Makes one connection in a particular way and says what it saw.
     Connect(connect::Connect),
 }
@@ -58,6 +63,8 @@ fn main() -> anyhow::Result<()> {
         Program::RrClient(client) => client.run(),
         Program::CrrClient(client) => client.run(),
         Program::HoldClient(client) => client.run(),
+        Program::NameServer(server) => server.run(),
+        Program::Many(client) => client.run(),
         Program::Connect(connect) => connect.run(),
     }
 }

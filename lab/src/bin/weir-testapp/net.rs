@@ -100,6 +100,29 @@ pub(crate) fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The name that manual pages use, for the errors that tests ask about.
+pub(crate) fn error_name(error: &std::io::Error) -> String {
+    let names = [
+        (libc::ECONNREFUSED, "ECONNREFUSED"),
+        (libc::ECONNRESET, "ECONNRESET"),
+        (libc::EPIPE, "EPIPE"),
+        (libc::ETIMEDOUT, "ETIMEDOUT"),
+        (libc::EAGAIN, "EAGAIN"),
+        (libc::EINPROGRESS, "EINPROGRESS"),
+        (libc::ENETUNREACH, "ENETUNREACH"),
+        (libc::EHOSTUNREACH, "EHOSTUNREACH"),
+        (libc::EPERM, "EPERM"),
+        (libc::EACCES, "EACCES"),
+        (libc::EADDRNOTAVAIL, "EADDRNOTAVAIL"),
+        (libc::EISCONN, "EISCONN"),
+        (libc::EINVAL, "EINVAL"),
+    ];
+    let known = names
+        .iter()
+        .find(|(number, _)| error.raw_os_error() == Some(*number));
+    known.map_or_else(|| error.to_string(), |(_, name)| (*name).to_owned())
+}
+
 /// Bytes that are the same at each run and differ by seed (xorshift64).
 pub(crate) struct Pattern(u64);
 
