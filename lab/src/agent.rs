@@ -16,7 +16,7 @@ use weir_types::{
     api::{FlowsRequest, Request, Response, Status, WorkloadStatus},
 };
 
-use crate::{AgentConfig, PATIENCE, Place, Process, lab::replace_file};
+use crate::{AgentConfig, PATIENCE, Place, Process, replace_file};
 
 /// How long an agent may take to drain after SIGTERM before that is an error.
 const DRAIN: Duration = Duration::from_secs(30);

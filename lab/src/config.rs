@@ -48,7 +48,7 @@ pub struct AgentConfig {
     /// How pods of one node reach each other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub same_node: Option<SameNodeConfig>,
-    /// How long the kernel trusts a verdict that the agent does not renew, with its unit: `5m`.
+    /// How long the agent's decisions hold in the kernel after its last sign of life, with the unit: `5m`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict_lease: Option<String>,
     /// The cgroup of the kubelet, whose probes reach pods in plaintext.
@@ -129,7 +129,7 @@ pub enum Mode {
     Permissive,
 }
 
-/// How pods of one node reach each other: workload over namespace over node.
+/// How pods of one node reach each other: workload over namespace over mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SameNodeConfig {
@@ -280,7 +280,7 @@ impl AgentConfig {
         self.peer_authentications.push(policy);
     }
 
-    /// Takes this way between pods of this node, and no other.
+    /// Sets how pods of this node reach each other, whatever their namespace.
     pub fn same_node(&mut self, mode: SameNodeMode) {
         self.same_node = Some(SameNodeConfig {
             mode,

@@ -436,7 +436,10 @@ impl Spawn for Node {
 }
 
 /// Writes a file so that a reader sees the old contents or the new.
-pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// When the folder cannot be written to.
+pub fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, contents).with_context(|| new.display().to_string())?;
     fs::rename(&new, path).with_context(|| path.display().to_string())

@@ -37,7 +37,7 @@ mod topology;
 pub use agent::Agent;
 pub use capture::{Capture, Findings};
 pub use config::AgentConfig;
-pub use lab::{Builder, Lab, Node};
+pub use lab::{Builder, Lab, Node, replace_file};
 pub use place::{Place, Spawn};
 pub use pod::{Pod, PodSpec};
 pub use process::{Finished, Process};

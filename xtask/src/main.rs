@@ -30,6 +30,8 @@ const EXAMPLES: &str = "Examples:
   cargo xtask demo --keep                   the same, left running to look around in
   cargo xtask test                          everything that CI runs
   cargo xtask bench --quick                 a first impression of the cost, in about two minutes
+  cargo xtask bench --load                  the whole benchmark, also with a large and changing mesh
+  cargo xtask bench --case programs         what the kernel programs take for a connection
   cargo xtask bench --json > bench.json     the whole benchmark, for a program to read";
 
 #[derive(Debug, Subcommand)]
@@ -55,7 +57,7 @@ enum Task {
     },
     /// Builds all for release and measures it. See `cargo xtask bench -- --help`.
     Bench {
-        /// Passed on: `--json`, `--quick`, `--case`, `--path`, `--rounds`, `--peer-cmd`.
+        /// Passed on: `--json`, `--quick`, `--case`, `--path`, `--system`, `--load`, `--rounds`, `--peer-cmd`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

@@ -4,31 +4,49 @@
 //! machine whose speed drifts does not favour one. Medians over the rounds, and their ratio to no mesh.
 
 mod cases;
+mod kinds;
+mod load;
+mod programs;
 mod report;
 mod system;
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 
 use crate::narrator::Narrator;
+use kinds::{Case, Key, Metric, Path, SystemKind};
+use programs::Usage;
 use system::System;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask bench --quick
   cargo xtask bench --case bulk-1 --case crr-1 --path cross-node
+  cargo xtask bench --path same-node --system direct --load
+  cargo xtask bench --case programs --system direct
   cargo xtask bench --peer-cmd 'exec /opt/proxy --address $POD_IP' --json
 
-The peer's command is run by `sh -c`, once in each pod's network namespace, and killed at the end. Its environment:
-POD_NAME, POD_UID, POD_NAMESPACE, POD_SERVICE_ACCOUNT, POD_IP, POD_IP6, POD_NETNS (a path), NODE, NODE_NETNS, LAB_DIR (a
-folder for its files) and WORKLOADS (a YAML file with all workloads, in the form of the agent's configuration).
+Between nodes there is mutual TLS only, so `direct` is measured between pods of one node.
 
-CPU is that of the whole machine, from /proc/stat: the kernel does most of the work of a transfer in soft interrupts,
-which it charges to whatever process happens to run, or to none. So the machine must have nothing else to do.
-Memory is resident memory of the mesh's processes on both nodes together.")]
+With --load, the columns `mtls-loaded` and `direct-loaded` stand beside those without. Their agents
+have 1,000 authorization policies, 600 of which concern the measured servers, and know 10,000 more
+workloads. While something is measured, the configuration of the agents on the path is replaced once
+a second, each time with 20 new addresses.
+
+The case `programs` lets the kernel count what its programs do for the connections of one client
+(crr-1) between pods of one node. Counting takes time itself, part of which is in the figures, so it
+is on for this case alone.
+
+The peer's command is run by `sh -c`, once in each pod's network namespace, and killed at the end. Its
+environment: POD_NAME, POD_UID, POD_NAMESPACE, POD_SERVICE_ACCOUNT, POD_IP, POD_IP6, POD_NETNS (a
+path), NODE, NODE_NETNS, LAB_DIR (a folder for its files) and WORKLOADS (a YAML file with all
+workloads, in the form of the agent's configuration).
+
+CPU is that of the whole machine, from /proc/stat: the kernel does most of the work of a transfer in
+soft interrupts, which it charges to whatever process happens to run, or to none. So the machine must
+have nothing else to do. Memory is resident memory of the mesh's processes on both nodes together.")]
 pub(crate) struct Bench {
     /// Print JSON on standard output, and all else on standard error.
     #[arg(long)]
@@ -48,9 +66,12 @@ pub(crate) struct Bench {
     /// Only these paths.
     #[arg(long = "path", value_enum)]
     paths: Vec<Path>,
-    /// Only these systems; `none` is always measured.
+    /// Systems besides `none`, which is always measured.
     #[arg(long = "system", value_enum)]
     systems: Vec<SystemKind>,
+    /// Measure `mtls` and `direct` also with a large and changing mesh.
+    #[arg(long)]
+    load: bool,
     /// Rounds.
     #[arg(long)]
     rounds: Option<u32>,
@@ -58,64 +79,6 @@ pub(crate) struct Bench {
     #[arg(long)]
     seconds: Option<f64>,
 }
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Case {
-    /// Throughput of one stream.
-    #[value(name = "bulk-1")]
-    #[serde(rename = "bulk-1")]
-    Bulk1,
-    /// Throughput of four streams.
-    #[value(name = "bulk-4")]
-    #[serde(rename = "bulk-4")]
-    Bulk4,
-    /// Latency of 64 bytes there and back.
-    #[value(name = "rr-64")]
-    #[serde(rename = "rr-64")]
-    Rr64,
-    /// New connections of one client.
-    #[value(name = "crr-1")]
-    #[serde(rename = "crr-1")]
-    Crr1,
-    /// New connections of sixteen clients.
-    #[value(name = "crr-16")]
-    #[serde(rename = "crr-16")]
-    Crr16,
-    /// CPU seconds of the whole machine for a gigabit.
-    Cpu,
-    /// Resident memory idle and with 5,000 held connections.
-    Memory,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Path {
-    /// Between pods of two nodes.
-    CrossNode,
-    /// Between pods of one node.
-    SameNode,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum SystemKind {
-    /// No mesh.
-    None,
-    /// Weir.
-    Weir,
-    /// The command of `--peer-cmd`.
-    Peer,
-}
-
-/// What is measured: the name and the unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Metric {
-    pub(crate) name: &'static str,
-    pub(crate) unit: &'static str,
-}
-
-type Key = (Path, Case, Metric, SystemKind);
 
 impl Bench {
     pub(crate) fn run(self) -> Result<ExitCode> {
@@ -129,82 +92,88 @@ impl Bench {
         }
 
         let mut systems = Vec::new();
-        for kind in self.kinds() {
+        for kind in self.kinds()? {
             tell.say(format!("starting: {}", kind.name()));
-            systems.push(System::start(kind, self.peer_cmd.as_deref(), self.peer_wait)?);
+            let system = System::start(kind, self.peer_cmd.as_deref(), self.peer_wait)?;
+            if let Some(warning) = system.warning() {
+                tell.say(warning);
+            }
+            systems.push(system);
         }
         let paths = chosen(&self.paths);
         let all_cases = chosen(&self.cases);
+        let on = |path: Path| systems.iter().filter(move |system| system.kind.has(path));
         let mut samples = BTreeMap::<Key, Vec<f64>>::new();
+        let mut add = |path, case, kind, measured: Vec<(Metric, f64)>| {
+            for (metric, value) in measured {
+                samples.entry((path, case, metric, kind)).or_default().push(value);
+            }
+        };
+        let in_rounds: Vec<_> = all_cases.iter().filter(|case| case.in_rounds()).collect();
+        let rounds = if in_rounds.is_empty() { 0 } else { rounds };
         for round in 1..=rounds {
             for &path in &paths {
-                for &case in all_cases.iter().filter(|case| **case != Case::Memory) {
-                    for system in &systems {
-                        let measured = cases::measure(system, path, case, length)?;
-                        for (metric, value) in measured {
-                            samples
-                                .entry((path, case, metric, system.kind))
-                                .or_default()
-                                .push(value);
-                        }
+                for &&case in &in_rounds {
+                    for system in on(path) {
+                        let measured =
+                            system.under_load(path, || cases::measure(system, path, case, length))?;
+                        add(path, case, system.kind, measured);
                     }
                 }
                 tell.say(format!("round {round} of {rounds}, {}: done", path.name()));
             }
         }
+        let mut usages = Vec::new();
+        if all_cases.contains(&Case::Programs) && paths.contains(&Path::SameNode) {
+            for system in systems.iter().filter(|system| system.kind.is_weir()) {
+                tell.say(format!("programs, {}", system.kind.name()));
+                usages.push(Usage::measure(system, length)?);
+            }
+        }
         // Last: the memory that many connections took does not always go back to the kernel.
         if all_cases.contains(&Case::Memory) {
             for &path in &paths {
-                for system in &systems {
+                for system in on(path) {
                     tell.say(format!("memory, {}, {}", path.name(), system.kind.name()));
-                    for (metric, value) in cases::memory(system, path)? {
-                        samples
-                            .entry((path, Case::Memory, metric, system.kind))
-                            .or_default()
-                            .push(value);
-                    }
+                    add(path, Case::Memory, system.kind, cases::memory(system, path)?);
                 }
             }
         }
         drop(systems);
 
-        let rows = report::rows(&samples);
-        tell.say(report::table(&rows));
+        let mut rows = report::rows(&samples);
+        if !rows.is_empty() {
+            tell.say(report::table(&rows));
+        }
+        if !usages.is_empty() {
+            tell.say(format!("\n{}", report::programs_table(&usages)));
+        }
         if self.json {
+            rows.extend(report::programs_rows(&usages));
             println!("{}", serde_json::to_string(&rows)?);
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    fn kinds(&self) -> Vec<SystemKind> {
-        let wanted = chosen(&self.systems);
+    /// Each system's loaded twin follows it, so that rounds measure them one after the other.
+    fn kinds(&self) -> Result<Vec<SystemKind>> {
+        let asked = |kind| self.systems.contains(&kind);
+        let any = self.systems.is_empty();
         let mut kinds = vec![SystemKind::None];
-        if wanted.contains(&SystemKind::Weir) {
-            kinds.push(SystemKind::Weir);
+        for kind in [SystemKind::Mtls, SystemKind::Direct, SystemKind::Auto] {
+            if asked(kind) || (any && kind != SystemKind::Auto) {
+                kinds.push(kind);
+                kinds.extend(kind.loaded().filter(|_| self.load));
+            }
         }
-        if self.peer_cmd.is_some() && wanted.contains(&SystemKind::Peer) {
+        if self.peer_cmd.is_some() && (any || asked(SystemKind::Peer)) {
             kinds.push(SystemKind::Peer);
         }
-        kinds
-    }
-}
-
-impl Path {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::CrossNode => "cross-node",
-            Self::SameNode => "same-node",
-        }
-    }
-}
-
-impl SystemKind {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Weir => "weir",
-            Self::Peer => "peer",
-        }
+        ensure!(
+            !self.load || kinds.iter().any(|kind| kind.is_loaded()),
+            "--load is for the systems `mtls` and `direct`"
+        );
+        Ok(kinds)
     }
 }
 
@@ -214,5 +183,55 @@ fn chosen<T: ValueEnum + Copy>(asked: &[T]) -> Vec<T> {
         T::value_variants().to_vec()
     } else {
         asked.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        bench: Bench,
+    }
+
+    fn kinds(arguments: &str) -> Result<Vec<&'static str>> {
+        let line = Line::try_parse_from(["bench"].into_iter().chain(arguments.split_whitespace()))?;
+        Ok(line.bench.kinds()?.iter().map(|kind| kind.name()).collect())
+    }
+
+    #[test]
+    fn no_mesh_is_always_measured_and_load_adds_to_what_is_asked_for() {
+        for (arguments, expected) in [
+            ("", "none mtls direct"),
+            ("--load", "none mtls mtls-loaded direct direct-loaded"),
+            ("--load --system direct", "none direct direct-loaded"),
+            ("--load --system auto --system mtls", "none mtls mtls-loaded auto"),
+            ("--system auto", "none auto"),
+            ("--peer-cmd true", "none mtls direct peer"),
+            ("--peer-cmd true --system peer", "none peer"),
+            ("--system peer", "none"),
+        ] {
+            assert_eq!(kinds(arguments).unwrap().join(" "), expected, "{arguments}");
+        }
+        assert!(kinds("--load --system auto").is_err(), "a load that nobody bears");
+        assert!(kinds("--system direct-loaded").is_err(), "asked for by --load");
+    }
+
+    #[test]
+    fn direct_is_between_pods_of_one_node() {
+        use SystemKind::{Auto, Direct, DirectLoaded, Mtls, MtlsLoaded, None, Peer};
+        for (kinds, between_nodes) in [
+            (&[Direct, DirectLoaded][..], false),
+            (&[None, Mtls, MtlsLoaded, Auto, Peer], true),
+        ] {
+            for kind in kinds {
+                assert!(kind.has(Path::SameNode), "{kind:?}");
+                assert_eq!(kind.has(Path::CrossNode), between_nodes, "{kind:?}");
+            }
+        }
     }
 }

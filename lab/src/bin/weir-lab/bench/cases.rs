@@ -36,18 +36,12 @@ pub(crate) fn measure(
         )
     };
     let rate = |clients: u32| -> Result<Vec<(Metric, f64)>> {
-        let to = system.rr(path).to_string();
-        let seen = run(
-            system,
-            length,
-            &["crr-client", &to, "--clients", &clients.to_string()],
-        )?;
         Ok(vec![(
             Metric {
                 name: "connections",
                 unit: "1/s",
             },
-            number(&seen, "per_second")?,
+            number(&crr(system, path, length, clients)?, "per_second")?,
         )])
     };
     match case {
@@ -77,7 +71,24 @@ pub(crate) fn measure(
             )])
         }
         Case::Memory => memory(system, path),
+        // Not such figures: they are in `programs`.
+        Case::Programs => Ok(Vec::new()),
     }
+}
+
+/// How many connections one client makes in that time.
+pub(crate) fn connections(system: &System, path: Path, length: Duration) -> Result<f64> {
+    // The client makes one before its clock runs.
+    Ok(number(&crr(system, path, length, 1)?, "connections")? + 1.0)
+}
+
+fn crr(system: &System, path: Path, length: Duration, clients: u32) -> Result<Value> {
+    let to = system.rr(path).to_string();
+    run(
+        system,
+        length,
+        &["crr-client", &to, "--clients", &clients.to_string()],
+    )
 }
 
 /// Resident memory before any traffic and with many held connections.

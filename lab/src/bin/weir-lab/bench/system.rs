@@ -1,12 +1,29 @@
 //! A system to measure: a lab with a client, a server near and one far, and the mesh, if any.
 
-use std::{fs, net::SocketAddr, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    process::Command,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use weir_lab::{Agent, Lab, PATIENCE, Pod, PodSpec, Process, Spawn as _, cgroup, poll};
+use weir_lab::{Agent, Lab, PATIENCE, Pod, PodSpec, Process, Spawn as _, cgroup, config::SameNodeMode, poll};
 use weir_types::FlowPath;
 
-use super::{Path, SystemKind};
+use super::{
+    Path, SystemKind,
+    load::{self, Load},
+};
+
+/// The namespace of all pods.
+pub(crate) const NAMESPACE: &str = "bench";
+/// The client's name.
+pub(crate) const CLIENT: &str = "client";
+/// What tells the servers from the client.
+pub(crate) const SERVER_LABEL: (&str, &str) = ("role", "server");
 
 const BULK: u16 = 5001;
 const RR: u16 = 5002;
@@ -16,21 +33,26 @@ pub(crate) struct System {
     pub(crate) kind: SystemKind,
     _servers: Vec<Process>,
     agents: Vec<Agent>,
+    load: Option<Mutex<Load>>,
     peers: Vec<(Pod, Process)>,
     pub(crate) client: Pod,
     near: Pod,
     far: Pod,
     /// Resident memory of the mesh before any traffic, in bytes.
     pub(crate) idle: u64,
+    /// How connections between pods of one node travel.
+    on_node: Option<FlowPath>,
     _lab: Lab,
 }
 
 impl System {
     pub(crate) fn start(kind: SystemKind, peer: Option<&str>, peer_wait: f64) -> Result<Self> {
         let lab = Lab::new(kind.name())?;
-        let client = lab.add_pod(PodSpec::new("node1", "bench", "client"))?;
-        let near = lab.add_pod(PodSpec::new("node1", "bench", "near"))?;
-        let far = lab.add_pod(PodSpec::new("node2", "bench", "far"))?;
+        let pod = |node, name| PodSpec::new(node, NAMESPACE, name);
+        let (label, value) = SERVER_LABEL;
+        let client = lab.add_pod(pod("node1", CLIENT))?;
+        let near = lab.add_pod(pod("node1", "near").label(label, value))?;
+        let far = lab.add_pod(pod("node2", "far").label(label, value))?;
         for pod in [&client, &near, &far] {
             widen_ports(pod)?;
         }
@@ -46,7 +68,6 @@ impl System {
         let mut peers = Vec::new();
         match (kind, peer) {
             (SystemKind::None, _) => {}
-            (SystemKind::Weir, _) => agents = lab.start_agents()?,
             (SystemKind::Peer, Some(command)) => {
                 for pod in [&client, &near, &far] {
                     peers.push((pod.clone(), start_peer(&lab, pod, command)?));
@@ -54,20 +75,37 @@ impl System {
                 thread::sleep(Duration::from_secs_f64(peer_wait));
             }
             (SystemKind::Peer, None) => anyhow::bail!("the system `peer` needs --peer-cmd"),
+            _ => {
+                agents = lab.start_agents_with(|config| {
+                    if let Some(mode) = kind.same_node() {
+                        config.same_node(mode);
+                    }
+                    if kind.is_loaded() {
+                        load::add(config);
+                    }
+                })?;
+            }
         }
+        let load = if kind.is_loaded() {
+            Some(Load::new(&agents)?.into())
+        } else {
+            None
+        };
         let mut system = Self {
             kind,
             _servers: servers,
             agents,
+            load,
             peers,
             client,
             near,
             far,
             idle: 0,
+            on_node: None,
             _lab: lab,
         };
         system.idle = system.memory()?;
-        system.check()?;
+        system.on_node = system.check()?;
         Ok(system)
     }
 
@@ -77,6 +115,29 @@ impl System {
 
     pub(crate) fn rr(&self, path: Path) -> SocketAddr {
         (self.server(path).v4(), RR).into()
+    }
+
+    pub(crate) fn agents(&self) -> &[Agent] {
+        &self.agents
+    }
+
+    /// The client and the servers.
+    pub(crate) fn pods(&self) -> [&Pod; 3] {
+        [&self.client, &self.near, &self.far]
+    }
+
+    /// Does some work, while the configuration of the agents on the path changes, if this system has to bear that.
+    pub(crate) fn under_load<T>(&self, path: Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(load) = &self.load else {
+            return work();
+        };
+        // The other node's agent would be on another machine.
+        let concerned = match path {
+            Path::CrossNode => self.agents.len(),
+            Path::SameNode => 1,
+        };
+        let mut load = load.lock().unwrap_or_else(PoisonError::into_inner);
+        load.during(&self.agents[..concerned], work)
     }
 
     /// Resident memory of the mesh's processes on both nodes, in bytes.
@@ -89,8 +150,16 @@ impl System {
         pids.into_iter().map(resident).sum()
     }
 
+    /// What is wrong with the measurement.
+    pub(crate) fn warning(&self) -> Option<String> {
+        (self.kind.is_direct() && self.on_node == Some(FlowPath::Tunnel)).then(|| {
+            let kind = self.kind.name();
+            format!("WARNING: {kind}: connections between pods of one node go through a tunnel all the same")
+        })
+    }
+
     /// That traffic arrives on both paths, and through the mesh: a benchmark of something else would look splendid.
-    fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<Option<FlowPath>> {
         for path in [Path::CrossNode, Path::SameNode] {
             let to = self.rr(path).to_string();
             let what = format!("{}: a first answer, {}", self.kind.name(), path.name());
@@ -101,13 +170,19 @@ impl System {
                 Ok(done.status.success().then_some(()))
             })?;
         }
-        if let Some(agent) = self.agents.first() {
-            let far = self.rr(Path::CrossNode);
-            agent.wait_flow("a tunnelled flow between the nodes", |flow| {
-                flow.path == FlowPath::Tunnel && flow.destination.address == far
-            })?;
-        }
-        Ok(())
+        let Some(agent) = self.agents.first() else {
+            return Ok(None);
+        };
+        let flow = |what: &str, path: Path, tunnel: bool| {
+            let to = self.rr(path);
+            agent.wait_flow(what, |flow| {
+                flow.destination.address == to && (flow.path == FlowPath::Tunnel || !tunnel)
+            })
+        };
+        flow("a tunnelled flow between the nodes", Path::CrossNode, true)?;
+        let tunnel = self.kind.same_node() == Some(SameNodeMode::Mtls);
+        let flow = flow("a flow between pods of one node", Path::SameNode, tunnel)?;
+        Ok(Some(flow.path))
     }
 
     fn server(&self, path: Path) -> &Pod {
