@@ -21,6 +21,8 @@ impl ConnKind {
     pub const AGENT: u32 = 4;
     /// A pod's connection to a destination outside the mesh: left alone, observed. Not registered.
     pub const PASS: u32 = 5;
+    /// A connection of a process in the kubelet's cgroup, from the node's own namespace. Registered.
+    pub const HOST: u32 = 6;
 }
 
 /// A registered connection: value of the `CONNECTIONS` map, and part of a socket's own state.
@@ -43,12 +45,16 @@ pub struct Conn {
     pub dest_pod: u32,
     /// Configuration generation under which it was allowed.
     pub generation: u32,
-    /// The original destination of a redirect; the original client of a delivery.
+    /// The destination that a pod asked for; the original client of a delivery.
     pub orig: Endpoint,
+    /// The backend of a service that the kernel picked for a redirect; port 0 if it picked none.
+    pub pick: Endpoint,
     /// Process id (thread group) in the initial PID namespace.
     pub pid: u32,
     /// Name of the thread that connected, NUL-padded.
     pub comm: [u8; 16],
+    /// Explicit padding.
+    pub pad: u32,
 }
 
 /// A socket's own state: value of the `SOCKETS` sk_storage map.
@@ -60,7 +66,8 @@ pub struct SockState {
     pub conn: Conn,
     /// When `connect` was called, nanoseconds of CLOCK_MONOTONIC.
     pub started_ns: u64,
-    /// The 4-tuple under which it is registered.
+    /// The 4-tuple under which it is registered. Between `connect` and its SYN, the source of a direct connection: the
+    /// address that the pod must send it from.
     pub key: FlowKey,
     /// Whether it stands in `CONNECTIONS` under `key`.
     pub registered: u32,
@@ -125,6 +132,8 @@ impl VerdictKind {
     pub const DIRECT: u32 = 2;
     /// Fail it with ECONNREFUSED.
     pub const DENY: u32 = 3;
+    /// A service: pick one of its backends.
+    pub const SERVICE: u32 = 4;
 }
 
 /// Value of the `VERDICTS` map.
@@ -140,6 +149,43 @@ pub struct Verdict {
     pub dest_pod: u32,
     /// Number of the [`crate::Reason`], for DENY.
     pub reason: u32,
+    /// The set of backends, for SERVICE. Never used for another set while a verdict could name it.
+    pub set: u32,
+    /// How many backends the set has, for SERVICE.
+    pub count: u32,
+}
+
+/// Key of the `BACKENDS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct BackendKey {
+    /// The set.
+    pub set: u32,
+    /// The backend's number in its set, from 0.
+    pub index: u32,
+}
+
+/// A backend of a service that a pod may reach: value of the `BACKENDS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Backend {
+    /// Where it listens.
+    pub address: Endpoint,
+    /// Handle of its pod if it is on this node and may be reached directly, else 0: the agent carries the connection.
+    pub dest_pod: u32,
+}
+
+/// Key of the `PROBE_PORTS` map: a port that the kubelet probes.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct ProbePort {
+    /// Handle of the pod that is probed.
+    pub pod: u32,
+    /// The port, host order.
+    pub port: u32,
 }
 
 /// What holds for all programs of an agent: the one value of the `CONFIG` map.
@@ -153,11 +199,22 @@ pub struct Config {
     pub generation: u32,
     /// The handle that the next pod gets. Kept here, so that it lives as long as the entries that bear handles.
     pub next_handle: u32,
+    /// The kubelet's cgroup id (the inode of its folder), 0 if none is known.
+    pub kubelet_cgroup: u64,
+    /// Cookie of the node's own network namespace: the kubelet's probes come from there.
+    pub host_netns: u64,
+    /// Depth of the kubelet's cgroup below the root of the tree; the root's is 0.
+    pub kubelet_level: u32,
+    /// Explicit padding.
+    pub pad: u32,
 }
 
 /// The agent's listeners in a pod's namespace. Key of the `LISTENERS` map: `handle << 3 | slot`.
 #[non_exhaustive]
 pub struct ListenerSlot;
+
+/// The handle under which the connections of processes outside of pods are counted.
+pub const HOST_HANDLE: u32 = 0;
 
 impl ListenerSlot {
     /// Redirected connections of the pod, IPv4.
@@ -177,10 +234,13 @@ impl ListenerSlot {
     }
 }
 
-const _: () = assert!(size_of::<Conn>() == 80);
-const _: () = assert!(size_of::<SockState>() == 136);
+const _: () = assert!(size_of::<Conn>() == 104);
+const _: () = assert!(size_of::<SockState>() == 160);
 const _: () = assert!(size_of::<Pod>() == 24);
 const _: () = assert!(size_of::<VerdictKey>() == 24);
-const _: () = assert!(size_of::<Verdict>() == 16);
-const _: () = assert!(size_of::<Config>() == 16);
+const _: () = assert!(size_of::<Verdict>() == 24);
+const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<BackendKey>() == 8);
+const _: () = assert!(size_of::<Backend>() == 24);
+const _: () = assert!(size_of::<ProbePort>() == 8);
 const _: () = assert!(size_of::<Budget>() == 16);

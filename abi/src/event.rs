@@ -1,6 +1,6 @@
 //! What the kernel programs tell the agent through the ring buffer.
 
-use crate::address::FlowKey;
+use crate::address::{Endpoint, FlowKey};
 
 /// What happened.
 #[non_exhaustive]
@@ -52,10 +52,10 @@ pub struct Event {
     pub retransmits: u32,
     /// Process id (thread group) in the initial PID namespace, 0 where unknown.
     pub pid: u32,
-    /// Explicit padding.
-    pub pad: u32,
+    /// The destination that was asked for, where it is another than the key's: a service's address.
+    pub orig: Endpoint,
     /// Name of the thread that connected, NUL-padded.
     pub comm: [u8; 16],
 }
 
-const _: () = assert!(size_of::<Event>() == 136);
+const _: () = assert!(size_of::<Event>() == 152);

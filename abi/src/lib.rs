@@ -16,13 +16,14 @@ pub mod user;
 
 pub use address::{Endpoint, FlowKey};
 pub use conn::{
-    Budget, Config, Conn, ConnKind, ListenerSlot, Pod, PodState, SockState, Verdict, VerdictKey, VerdictKind,
+    Backend, BackendKey, Budget, Config, Conn, ConnKind, HOST_HANDLE, ListenerSlot, Pod, PodState, ProbePort,
+    SockState, Verdict, VerdictKey, VerdictKind,
 };
 pub use event::{Event, EventKind};
 pub use reason::Reason;
 
 /// Version of the layout of pinned maps. Part of the pin path, so that an agent never reads another layout's bytes.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The port on which workloads accept HBONE.
 pub const HBONE_PORT: u16 = 15008;

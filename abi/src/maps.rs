@@ -1,6 +1,9 @@
 //! Lets aya read and write the shared types as map keys and values.
 
-use crate::{Budget, Config, Conn, Endpoint, Event, FlowKey, Pod, PodState, SockState, Verdict, VerdictKey};
+use crate::{
+    Backend, BackendKey, Budget, Config, Conn, Endpoint, Event, FlowKey, Pod, PodState, ProbePort, SockState,
+    Verdict, VerdictKey,
+};
 
 macro_rules! pods {
     ($($name:ty),*) => {
@@ -13,5 +16,6 @@ macro_rules! pods {
 }
 
 pods!(
-    Budget, Config, Conn, Endpoint, Event, FlowKey, Pod, PodState, SockState, Verdict, VerdictKey
+    Backend, BackendKey, Budget, Config, Conn, Endpoint, Event, FlowKey, Pod, PodState, ProbePort, SockState,
+    Verdict, VerdictKey
 );

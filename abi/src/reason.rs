@@ -112,6 +112,10 @@ reasons! {
     SlowReader = 36, "slow_reader", "The application did not read, and the agent had no more memory for what waits for such applications.";
     /// The agent carries too many connections of the pod.
     ConnectionLimit = 37, "connection_limit", "The agent already carries as many connections of this pod as it may have descriptors.";
+    /// ALLOW policies apply and none matches.
+    NotAllowed = 38, "not_allowed", "ALLOW policies apply to the destination, and none of their rules matches this connection.";
+    /// A direct connection from an address that is not the pod's.
+    ForeignSource = 39, "foreign_source", "The socket was bound to an address that is not the pod's own, so its identity cannot be vouched for.";
 }
 
 #[cfg(feature = "user")]

@@ -2,18 +2,22 @@
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
-    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_set_retval},
+    helpers::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
+        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval,
+    },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use weir_abi::{
-    ConnKind, Endpoint, Event, EventKind, FlowKey, Pod, Reason, SockState, VerdictKey,
+    BackendKey, ConnKind, Endpoint, Event, EventKind, FlowKey, HOST_HANDLE, Pod, Reason, SockState,
+    VerdictKey,
     decide::{self, Connect},
 };
 
 use crate::{
     IPPROTO_TCP, field,
-    maps::{PODS, SOCKETS, VERDICTS, config, now_ns, report, unregister},
+    maps::{BACKENDS, PODS, SOCKETS, VERDICTS, config, now_ns, report, unregister},
 };
 
 /// Let the call go on.
@@ -70,7 +74,7 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     let netns = unsafe { bpf_get_netns_cookie(sa.cast()) };
     // SAFETY: pods are removed only with their namespace; the value is copied at once.
     let Some(pod) = (unsafe { PODS.get(netns) }).copied() else {
-        return PASS;
+        return host(ctx, netns, dst);
     };
     // SAFETY: as above.
     let state = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
@@ -87,8 +91,15 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     // SAFETY: the context's socket is valid during the call, and the verifier checks each access.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
     let bound_port = field!((*sk).src_port);
-    let decision = decide::connect(&pod, &dst, bound_port, verdict, &config, now);
-    let (kind, dest_pod) = match decision {
+    let mut decision = decide::connect(&pod, &dst, bound_port, verdict, &config, now);
+    if let Connect::Service { set, count } = decision {
+        // SAFETY: the helper has no preconditions.
+        let index = decide::pick(unsafe { bpf_get_prandom_u32() }, count);
+        // SAFETY: as with the verdict.
+        let backend = unsafe { BACKENDS.get(BackendKey { set, index }) };
+        decision = decide::backend(&pod, &dst, bound_port, backend);
+    }
+    let (kind, dest_pod, to, pick) = match decision {
         Connect::Ignore => return PASS,
         Connect::Deny(reason) => {
             let reason = match (reason, verdict) {
@@ -97,11 +108,15 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
             };
             return deny(&pod, &dst, reason);
         }
-        Connect::Pass => (ConnKind::PASS, 0),
-        Connect::Direct { dest_pod } => (ConnKind::DIRECT, dest_pod),
-        Connect::Redirect { .. } => (ConnKind::REDIRECT, 0),
+        Connect::Pass => (ConnKind::PASS, 0, None, Endpoint::default()),
+        Connect::Direct { dest_pod, to } => (ConnKind::DIRECT, dest_pod, to, Endpoint::default()),
+        Connect::Redirect { to, pick } => (ConnKind::REDIRECT, 0, Some(to), pick),
+        // Decided above; a set of a set there is not.
+        Connect::Service { .. } => return refuse(&pod, &dst, Reason::Internal),
     };
     state.started_ns = now;
+    // Where a direct connection must come from.
+    state.key.src.addr = decide::own_address(&pod, dst.is_v4());
     state.conn.closed_ns = 0;
     state.conn.netns = netns;
     state.conn.kind = kind;
@@ -109,12 +124,52 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     state.conn.dest_pod = dest_pod;
     state.conn.generation = config.generation;
     state.conn.orig = dst;
-    state.conn.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    state.conn.comm = bpf_get_current_comm().unwrap_or_default();
-    if let Connect::Redirect { to } = decision {
+    state.conn.pick = pick;
+    note_process(state);
+    if let Some(to) = to {
         rewrite(sa, to, v6);
     }
     PASS
+}
+
+/// `connect` outside of the pods: the kubelet's connections are registered, so that its probes are known for what they are.
+#[inline(always)]
+fn host(ctx: &SockAddrContext, netns: u64, dst: Endpoint) -> i32 {
+    let config = config();
+    if config.kubelet_cgroup == 0 || netns != config.host_netns {
+        return PASS;
+    }
+    // SAFETY: the helper has no preconditions (kernel 5.7 in this hook).
+    let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(config.kubelet_level as i32) };
+    if cgroup != config.kubelet_cgroup {
+        return PASS;
+    }
+    // SAFETY: the context's socket is valid during the call.
+    let state = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
+    if state.is_null() {
+        // Not registered: a STRICT pod will refuse it.
+        return PASS;
+    }
+    // SAFETY: checked for null.
+    let state = unsafe { &mut *state };
+    state.started_ns = now_ns();
+    state.conn.closed_ns = 0;
+    state.conn.netns = netns;
+    state.conn.kind = ConnKind::HOST;
+    state.conn.pod = HOST_HANDLE;
+    state.conn.dest_pod = 0;
+    state.conn.generation = config.generation;
+    state.conn.orig = dst;
+    state.conn.pick = Endpoint::default();
+    note_process(state);
+    PASS
+}
+
+/// Notes who called `connect`.
+#[inline(always)]
+fn note_process(state: &mut SockState) {
+    state.conn.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    state.conn.comm = bpf_get_current_comm().unwrap_or_default();
 }
 
 /// Makes a socket's state say nothing; a socket can be connected again elsewhere.

@@ -1,7 +1,7 @@
 //! `getpeername` and `accept`: show an application the address that it asked for, or the client that asked for it.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use weir_abi::{ConnKind, Endpoint, FlowKey};
+use weir_abi::{Conn, ConnKind, Endpoint, FlowKey};
 
 use crate::{
     IPPROTO_TCP, field,
@@ -89,7 +89,7 @@ fn original(ctx: &SockAddrContext, local: Endpoint, peer: Endpoint) -> Option<En
     if !state.is_null() {
         // SAFETY: checked for null.
         let conn = unsafe { &(*state).conn };
-        if conn.kind == ConnKind::REDIRECT {
+        if is_rewritten(conn) {
             return Some(conn.orig);
         }
         if conn.kind != ConnKind::NONE {
@@ -102,7 +102,7 @@ fn original(ctx: &SockAddrContext, local: Endpoint, peer: Endpoint) -> Option<En
     };
     // SAFETY: the value is copied before the program ends.
     if let Some(conn) = unsafe { CONNECTIONS.get(key) }
-        && conn.kind == ConnKind::REDIRECT
+        && is_rewritten(conn)
     {
         return Some(conn.orig);
     }
@@ -114,4 +114,10 @@ fn original(ctx: &SockAddrContext, local: Endpoint, peer: Endpoint) -> Option<En
         return Some(conn.orig);
     }
     None
+}
+
+/// Whether the socket's real peer may be another than the one that the application asked for.
+#[inline(always)]
+fn is_rewritten(conn: &Conn) -> bool {
+    conn.kind == ConnKind::REDIRECT || conn.kind == ConnKind::DIRECT
 }

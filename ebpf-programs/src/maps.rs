@@ -10,7 +10,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
 };
 use weir_abi::{
-    Budget, Config, Conn, ConnKind, Event, FlowKey, Pod, PodState, SockState, Verdict, VerdictKey,
+    Backend, BackendKey, Budget, Config, Conn, ConnKind, Event, FlowKey, Pod, PodState, ProbePort, SockState,
+    Verdict, VerdictKey,
 };
 
 /// Pods on one node; Kubernetes stops at 110 by default, and large nodes at some hundreds.
@@ -19,6 +20,10 @@ const MAX_PODS: u32 = 4096;
 const MAX_CONNECTIONS: u32 = 262_144;
 /// Cached verdicts of all pods of a node.
 const MAX_VERDICTS: u32 = 131_072;
+/// Backends of all cached services of all pods.
+const MAX_BACKENDS: u32 = 262_144;
+/// Ports that the kubelet probes, of all pods.
+const MAX_PROBE_PORTS: u32 = 16_384;
 /// Refused 4-tuples that are remembered so that each is reported once.
 const MAX_DENIALS: u32 = 8192;
 /// Bytes of the ring buffer: about 7,000 events.
@@ -53,6 +58,16 @@ pub(crate) static CONNECTIONS: HashMap<FlowKey, Conn> =
 #[map]
 pub(crate) static VERDICTS: HashMap<VerdictKey, Verdict> =
     HashMap::with_max_entries(MAX_VERDICTS, BPF_F_NO_PREALLOC);
+
+/// Backends of the services that verdicts name.
+#[map]
+pub(crate) static BACKENDS: HashMap<BackendKey, Backend> =
+    HashMap::with_max_entries(MAX_BACKENDS, BPF_F_NO_PREALLOC);
+
+/// Ports that the kubelet probes: presence is all.
+#[map]
+pub(crate) static PROBE_PORTS: HashMap<ProbePort, u32> =
+    HashMap::with_max_entries(MAX_PROBE_PORTS, BPF_F_NO_PREALLOC);
 
 /// The agent's listeners in the pods' namespaces.
 #[map]

@@ -2,13 +2,13 @@
 
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use weir_abi::{
-    Endpoint, Event, EventKind, FlowKey, ListenerSlot, Pod, Reason,
+    Endpoint, Event, EventKind, FlowKey, ListenerSlot, Pod, ProbePort, Reason,
     decide::{self, Lookup, Syn},
 };
 
 use crate::{
     AF_INET, IPPROTO_TCP, field,
-    maps::{CONNECTIONS, LISTENERS, POD_STATES, config, first_denial, now_ns, report},
+    maps::{CONNECTIONS, LISTENERS, POD_STATES, PROBE_PORTS, config, first_denial, now_ns, report},
 };
 
 /// The pod that this instance belongs to; the loader writes it.
@@ -74,7 +74,21 @@ fn weir_sk_lookup(ctx: SkLookupContext) -> u32 {
     let registered = unsafe { CONNECTIONS.get(key) }.copied();
     // SAFETY: as above. No state means that the agent is not done with this pod: refuse.
     let strict = unsafe { POD_STATES.get(own.handle) }.is_none_or(|state| state.strict != 0);
-    match decide::lookup(&own, &syn, registered.as_ref(), strict, config().generation) {
+    let is_probed = || {
+        let port = ProbePort {
+            pod: own.handle,
+            port: dst.port,
+        };
+        PROBE_PORTS.get_ptr(port).is_some()
+    };
+    match decide::lookup(
+        &own,
+        &syn,
+        registered.as_ref(),
+        strict,
+        config().generation,
+        is_probed,
+    ) {
         Lookup::Pass => SK_PASS,
         Lookup::Drop(reason) => refuse(&key, &own, reason),
         Lookup::Assign(slot) => {

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use weir_abi::{ConnKind, Endpoint, Event, EventKind, FlowKey, Reason, SockState};
+use weir_abi::{ConnKind, Endpoint, Event, EventKind, FlowKey, Reason, SockState, address::same_address};
 
 use crate::{
     AF_INET, field,
@@ -92,22 +92,37 @@ fn key_of(ops: *mut bpf_sock_ops) -> FlowKey {
 /// Runs in the `connect` call, before the SYN is built.
 #[inline(always)]
 fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
-    state.key = key_of(ops);
+    let key = key_of(ops);
+    // The pod's identity is that of its own address: whoever gave the pod another one may speak for somebody else.
+    let foreign = state.conn.kind == ConnKind::DIRECT
+        && state.conn.pod != state.conn.dest_pod
+        && !same_address(&state.key.src.addr, &key.src.addr);
+    state.key = key;
     // SAFETY: the helper takes the context.
     state.conn.cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
-    if state.conn.kind != ConnKind::PASS && !register(state) {
-        let now = now_ns();
-        if first_denial(&state.key, now) {
-            let mut refused = event(state, EventKind::CONNECT_DENIED, now);
-            refused.reason = Reason::TableFull as u32;
-            if state.conn.kind == ConnKind::REDIRECT {
-                refused.key.dst = state.conn.orig;
-            }
-            report(&refused);
-        }
+    if foreign {
+        not_registered(state, Reason::ForeignSource);
+    } else if state.conn.kind != ConnKind::PASS && !register(state) {
+        not_registered(state, Reason::TableFull);
     }
     // SAFETY: the helper takes the context.
     unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
+}
+
+/// Reports a connection that `sk_lookup` will refuse, or take for a stranger's, because it is not in the table.
+#[inline(always)]
+fn not_registered(state: &mut SockState, reason: Reason) {
+    let now = now_ns();
+    if first_denial(&state.key, now) {
+        let mut refused = event(state, EventKind::CONNECT_DENIED, now);
+        refused.reason = reason as u32;
+        refused.key.dst = state.conn.orig;
+        report(&refused);
+    }
+    if state.conn.kind == ConnKind::DIRECT {
+        // If the destination takes it for a stranger's and accepts, that is what it is.
+        state.conn.kind = ConnKind::PASS;
+    }
 }
 
 #[inline(always)]
@@ -147,7 +162,9 @@ fn closed(ops: *mut bpf_sock_ops, state: &mut SockState) {
 #[inline(always)]
 fn is_observed(state: &SockState) -> bool {
     let conn = &state.conn;
-    conn.kind == ConnKind::PASS || (conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod)
+    conn.kind == ConnKind::PASS
+        || conn.kind == ConnKind::HOST
+        || (conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod)
 }
 
 #[inline(always)]
@@ -163,6 +180,7 @@ fn event(state: &SockState, kind: u32, now_ns: u64) -> Event {
         dest_pod: state.conn.dest_pod,
         established: state.established,
         pid: state.conn.pid,
+        orig: state.conn.orig,
         comm: state.conn.comm,
         ..Event::default()
     }

@@ -37,6 +37,7 @@ pub fn compact(flow: &Flow) -> String {
     let path = match flow.path {
         FlowPath::Tunnel => paint(GOOD, "mTLS"),
         FlowPath::Plaintext => paint(WARN, "plaintext"),
+        FlowPath::Direct => paint(GOOD, "direct"),
         FlowPath::Kernel => paint(WARN, "plaintext (not through the agent)"),
         FlowPath::Nowhere => String::new(),
     };
@@ -65,9 +66,20 @@ pub fn compact(flow: &Flow) -> String {
             paint(BAD, flow.reason),
             flow.reason.explanation()
         );
+        if let Some(policy) = &flow.policy {
+            let _ = write!(line, " By {}.", paint(BOLD, clean(&policy.to_string())));
+        }
         if let Some(detail) = &flow.detail {
             let _ = write!(line, " ({})", clean(detail));
         }
+    }
+    if let Some(policy) = &flow.dry_run {
+        let _ = write!(
+            line,
+            "  {} by {}",
+            paint(WARN, "would be denied"),
+            clean(&policy.to_string())
+        );
     }
     if let Some(process) = &flow.process {
         let _ = write!(

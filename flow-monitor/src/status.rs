@@ -84,7 +84,16 @@ fn print(out: &mut impl io::Write, state: &State) -> io::Result<()> {
     section(
         out,
         "Pods",
-        &["POD", "IDENTITY", "ADDRESSES", "MODE", "ENROLLED", "CONNECTIONS"],
+        &[
+            "POD",
+            "IDENTITY",
+            "ADDRESSES",
+            "MODE",
+            "POLICIES",
+            "ENROLLED",
+            "CONNECTIONS",
+            "SAME NODE",
+        ],
         state.pods.iter().map(|pod| {
             vec![
                 format!("{}/{}", pod.namespace, pod.name),
@@ -95,12 +104,14 @@ fn print(out: &mut impl io::Write, state: &State) -> io::Result<()> {
                     .collect::<Vec<_>>()
                     .join(" "),
                 pod.mode.clone(),
+                pod.policies.to_string(),
                 if pod.enrolled {
                     "yes".to_owned()
                 } else {
                     "NO".to_owned()
                 },
                 pod.connections.to_string(),
+                pod.same_node.clone().unwrap_or_default(),
             ]
         }),
     )?;
@@ -177,6 +188,12 @@ fn print(out: &mut impl io::Write, state: &State) -> io::Result<()> {
             ]
         }),
     )?;
+    if !state.warnings.is_empty() {
+        writeln!(out, "\n{}", paint(WARN, "Warnings"))?;
+    }
+    for warning in &state.warnings {
+        writeln!(out, "  {}", clean(warning))?;
+    }
     if state.errors.is_empty() {
         return writeln!(out, "\n{}", paint(GOOD, "No errors."));
     }
@@ -249,15 +266,15 @@ mod tests {
             "pods": [], "certificates": [], "tunnels": [], "refusals": [],
             "programs": [{"name": evil, "attachedTo": evil, "linkId": 1, "programId": 1}],
             "roots": [{"subject": evil, "fingerprint": "00", "notAfter": time}],
-            "flowsRecorded": 1, "flowsLost": 0, "kernelConnections": 1, "errors": [evil],
+            "flowsRecorded": 1, "flowsLost": 0, "kernelConnections": 1, "warnings": [evil], "errors": [evil],
         }))
         .unwrap();
         let mut out = Vec::new();
         print(&mut out, &state).unwrap();
         let text = String::from_utf8(out).unwrap();
-        let ours = ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[31m", "\u{1b}[32m"];
+        let ours = ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[31m", "\u{1b}[32m", "\u{1b}[33m"];
         let rest = ours.iter().fold(text, |text, ours| text.replace(ours, ""));
         assert!(!rest.contains(|c: char| c != '\n' && c.is_control()), "{rest:?}");
-        assert_eq!(rest.matches("pwned").count(), 8, "{rest:?}");
+        assert_eq!(rest.matches("pwned").count(), 9, "{rest:?}");
     }
 }

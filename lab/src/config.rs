@@ -33,9 +33,6 @@ pub struct AgentConfig {
     pub api: ApiConfig,
     /// Metrics and readiness.
     pub metrics: MetricsConfig,
-    /// Who must use mutual TLS.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mtls: Option<MtlsConfig>,
     /// Where policies without a selector are the whole mesh's; [`ROOT_NAMESPACE`] unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root_namespace: Option<String>,
@@ -104,29 +101,6 @@ pub struct ApiConfig {
 pub struct MetricsConfig {
     /// Where they are served, in the node's network namespace.
     pub address: SocketAddr,
-}
-
-/// Who must use mutual TLS: workload over namespace over mesh.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct MtlsConfig {
-    /// The mesh's.
-    pub mode: Mode,
-    /// By namespace.
-    pub namespaces: BTreeMap<String, Mode>,
-    /// By uid.
-    pub workloads: BTreeMap<String, Mode>,
-}
-
-/// Whether plaintext is accepted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Mode {
-    /// It is not.
-    Strict,
-    /// It is.
-    #[default]
-    Permissive,
 }
 
 /// How pods of one node reach each other: workload over namespace over mesh.
@@ -334,7 +308,6 @@ mod tests {
             metrics: MetricsConfig {
                 address: ([127, 0, 0, 1], 15020).into(),
             },
-            mtls: None,
             root_namespace: None,
             authorization_policies: Vec::new(),
             peer_authentications: Vec::new(),

@@ -255,7 +255,6 @@ impl Lab {
             metrics: MetricsConfig {
                 address: ([127, 0, 0, 1], 15020).into(),
             },
-            mtls: None,
             root_namespace: None,
             authorization_policies: Vec::new(),
             peer_authentications: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -23,22 +23,27 @@ use weir_types::{
     api::{ConfigStatus, PodStatus, Status},
 };
 
+use weir_policy::{EffectiveMtls, MtlsMode};
+
 use crate::{
     api,
-    config::{ConfigFile, MtlsMode},
-    datapath::{Datapath, events},
+    config::ConfigFile,
+    datapath::{Datapath, events, preflight, sock_diag},
     enrol::Enrolment,
     flows::FlowLog,
     http,
-    mesh::Mesh,
+    mesh::{Change, Mesh},
     metrics::{Metrics, direction},
-    node::Node,
-    observe, reload,
+    netns::NetNs,
+    node::{Node, Pod},
+    observe, reload, revalidate,
     serve::Serve,
 };
 
-/// How often the agent renews the lease of its decisions; a fifth of it.
-const HEARTBEAT: Duration = Duration::from_secs(60);
+/// The agent renews the lease of its decisions this many times in the lease.
+const HEARTBEATS: u32 = 5;
+/// How often entries of connections are looked for that nobody else removes.
+const SWEEP: Duration = Duration::from_secs(60);
 /// How often events that the kernel lost are counted.
 const LOST_INTERVAL: Duration = Duration::from_secs(1);
 /// How long open connections may take to end when the agent stops.
@@ -81,20 +86,34 @@ pub async fn run(
         ..Settings::new(config.trust_domain.clone())
     };
     let certificates = CertificateStore::new(Arc::new(ca), settings);
-    let (datapath, ring) = Datapath::load(&config.pin_dir, &cgroup)?;
+    let (datapath, ring) = Datapath::load(&config.pin_dir, &cgroup, config.verdict_lease.value.0)?;
+    let home =
+        NetNs::open("/proc/thread-self/ns/net".as_ref()).context("the agent's own network namespace")?;
+    let kubelet = config
+        .kubelet_cgroup
+        .as_ref()
+        .map(|folder| kubelet(&folder.value));
+    datapath.set_kubelet(kubelet.transpose()?, home.cookie())?;
+    let no_destroy = sock_diag::check(&home).err().map(|error| error.to_string());
+    if let Some(problem) = &no_destroy {
+        tracing::warn!(
+            problem,
+            "this kernel does not end connections on request: pods of this node use mutual TLS"
+        );
+    }
     let metrics = Metrics::new();
     let flows = FlowLog::new(
         &config.node.value,
         config.flows.value.capacity as usize,
         metrics.clone(),
     );
-    let generation = datapath.generation();
     let node = Arc::new(Node::new(
         config.node.value.clone(),
         datapath,
         flows,
         metrics,
         certificates,
+        no_destroy,
     ));
     let serve = Serve::new(node.clone());
     let enrolment = Enrolment::new(node.clone(), serve)?;
@@ -107,7 +126,7 @@ pub async fn run(
         config: Mutex::new(ConfigStatus {
             file: file.display().to_string(),
             applied: Timestamp::now(),
-            generation,
+            generation: 0,
             rejected: None,
         }),
         faults: Mutex::default(),
@@ -116,7 +135,11 @@ pub async fn run(
     tokio::task::block_in_place(|| agent.enrolment.reap());
     // Once the pods are known: events that waited are then told with their names.
     tokio::spawn(record_events(agent.clone(), ring));
-    tokio::spawn(heartbeat(agent.clone()));
+    tokio::spawn(heartbeat(
+        agent.clone(),
+        config.verdict_lease.value.0 / HEARTBEATS,
+    ));
+    tokio::spawn(look_after_kernel(agent.clone()));
     tokio::spawn(api::serve(socket, agent.clone()));
     tokio::spawn(http::serve(port, agent.clone()));
     agent.ready.store(true, Ordering::Release);
@@ -152,7 +175,19 @@ async fn record_events(agent: Arc<Agent>, ring: RingBuf<MapData>) {
     }
 }
 
-async fn heartbeat(agent: Arc<Agent>) {
+/// Tells the kernel that the agent lives.
+async fn heartbeat(agent: Arc<Agent>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = agent.node.datapath.heartbeat() {
+            tracing::error!(%error, "the lease of the kernel's verdicts cannot be renewed");
+        }
+    }
+}
+
+/// Counts events that the kernel lost, and removes what is left over in its tables.
+async fn look_after_kernel(agent: Arc<Agent>) {
     let mut ticks = tokio::time::interval(LOST_INTERVAL);
     let mut lost = agent.node.datapath.lost_events();
     let mut last = tokio::time::Instant::now();
@@ -163,15 +198,26 @@ async fn heartbeat(agent: Arc<Agent>) {
             agent.node.flows.lose(now - lost);
             lost = now;
         }
-        if last.elapsed() >= HEARTBEAT {
+        if last.elapsed() >= SWEEP {
             last = tokio::time::Instant::now();
-            if let Err(error) = agent.node.datapath.heartbeat() {
-                tracing::error!(%error, "the lease of the kernel's verdicts cannot be renewed");
-            }
             let node = &agent.node;
             tokio::task::block_in_place(|| node.datapath.sweep(|pod| node.pod_by_handle(pod).is_some()));
         }
     }
+}
+
+/// How the kernel knows the kubelet's cgroup: its id, which is its folder's inode, and its depth below the tree's root.
+fn kubelet(folder: &Path) -> anyhow::Result<(u64, u32)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let told = || format!("kubeletCgroup: {}", folder.display());
+    let folder = folder.canonicalize().with_context(told)?;
+    let root = preflight::cgroup_root(&folder)
+        .with_context(|| format!("{}: not in a cgroup v2 tree", folder.display()))?;
+    let depth = folder
+        .strip_prefix(&root)
+        .map_or(0, |below| below.components().count());
+    let inode = folder.metadata().with_context(told)?.ino();
+    Ok((inode, u32::try_from(depth).unwrap_or(u32::MAX)))
 }
 
 impl Agent {
@@ -180,19 +226,32 @@ impl Agent {
     /// # Errors
     /// When the kernel refuses it; the old one stays in force.
     pub fn apply(&self, config: &ConfigFile) -> anyhow::Result<()> {
-        let generation = self.config().generation.wrapping_add(1);
-        let mesh = Mesh::new(config, generation)?;
+        let previous = self.node.mesh.load_full();
+        let mesh = Arc::new(Mesh::new(config, &previous)?);
+        let change = mesh.change_from(&previous);
         // First the kernel, which forgets what was decided before: a verdict is written only if the configuration that it
         // was decided under is the one that the kernel knew when the connection was made.
-        self.node.datapath.set_generation(generation)?;
-        self.node.mesh.store(Arc::new(mesh));
-        tokio::task::block_in_place(|| self.enrolment.reconcile());
+        if change.is_everything() {
+            self.node.datapath.set_generation(mesh.generation())?;
+        }
+        self.node.mesh.store(mesh.clone());
+        if let Change::Addresses(addresses) = &change {
+            self.node.datapath.forget(addresses.iter().copied());
+        }
+        tokio::task::block_in_place(|| {
+            self.enrolment.reconcile();
+            if change.is_everything() {
+                revalidate::all(&self.node);
+                self.warn(&mesh, &previous);
+            }
+        });
+        let generation = mesh.version();
         let identities = self
             .node
             .mesh
             .load()
             .local()
-            .iter()
+            .values()
             .map(|pod| pod.workload.identity.clone())
             .collect();
         self.node.certificates.retain(&identities);
@@ -209,6 +268,15 @@ impl Agent {
         self.node.metrics.config_rejected.set(0);
         tracing::info!(generation, "configuration applied");
         Ok(())
+    }
+
+    /// Says what of the policies may not do what was meant, when that changed.
+    fn warn(&self, mesh: &Mesh, previous: &Mesh) {
+        for warning in mesh.warnings() {
+            if !previous.warnings().contains(warning) {
+                tracing::warn!("{warning}");
+            }
+        }
     }
 
     /// Notes that the file's newest contents are not in force.
@@ -273,9 +341,10 @@ impl Agent {
         let mesh = node.mesh.load();
         let pods: Vec<PodStatus> = mesh
             .local()
-            .iter()
+            .values()
             .map(|local| {
                 let pod = node.pod(&local.workload.uid);
+                let policies = mesh.policies_of(&local.workload);
                 PodStatus {
                     uid: local.workload.uid.clone(),
                     namespace: local.workload.identity.namespace().to_owned(),
@@ -283,7 +352,9 @@ impl Agent {
                     identity: local.workload.identity.clone(),
                     addresses: local.workload.addresses.clone(),
                     enrolled: pod.is_some(),
-                    mode: mode(local.mode).to_owned(),
+                    mode: mode(policies.mtls()),
+                    same_node: pod.as_ref().map(|pod| same_node(node, &mesh, pod)),
+                    policies: policies.names().count() as u64,
                     problem: problems.get(&local.workload.uid).cloned(),
                     connections: pod.map_or(0, |pod| pod.connections.load(Ordering::Relaxed)),
                 }
@@ -331,6 +402,7 @@ impl Agent {
             flows_lost: node.flows.lost(),
             refusals: node.metrics.refusals(),
             kernel_connections: node.datapath.connection_count(),
+            warnings: mesh.warnings().iter().map(ToString::to_string).collect(),
             errors,
         }
     }
@@ -358,9 +430,29 @@ impl Agent {
     }
 }
 
-fn mode(mode: MtlsMode) -> &'static str {
-    match mode {
+/// `PERMISSIVE`, or `STRICT, port 8080 PERMISSIVE`.
+fn mode(mtls: &EffectiveMtls) -> String {
+    let name = |mode| match mode {
         MtlsMode::Permissive => "PERMISSIVE",
         MtlsMode::Strict => "STRICT",
+    };
+    let mut text = name(mtls.default_mode()).to_owned();
+    for (port, mode) in mtls
+        .ports()
+        .iter()
+        .filter(|(_, mode)| **mode != mtls.default_mode())
+    {
+        text.push_str(&format!(", port {port} {}", name(*mode)));
     }
+    text
+}
+
+/// How other pods of this node that hang on the network as this one does reach it.
+fn same_node(node: &Node, mesh: &Mesh, pod: &Pod) -> String {
+    // Any port that has no mode of its own.
+    let known = node.router(mesh).same_node(&pod.workload, &pod.workload, 0);
+    known.map_or_else(String::new, |same_node| {
+        let how = if same_node.direct { "direct" } else { "mtls" };
+        format!("{how} ({})", same_node.why)
+    })
 }

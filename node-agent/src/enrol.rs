@@ -10,11 +10,12 @@ use tokio::net::TcpListener;
 use weir_abi::ListenerSlot;
 
 use crate::{
-    config::MtlsMode,
     datapath::{DatapathError, PodHandle},
-    mesh::LocalPod,
+    mesh::{LocalPod, Mesh},
     netns::NetNs,
-    node::{Node, Pod},
+    node::{Node, Pod, Told},
+    revalidate,
+    same_node::Link,
     serve::Serve,
     sockets::{self, Carries},
 };
@@ -36,6 +37,9 @@ pub enum EnrolError {
     /// It shares the node's network.
     #[error("it uses the node's own network namespace, which cannot be captured")]
     HostNetwork,
+    /// Its routes cannot be read.
+    #[error("the routes of its network namespace cannot be read: {0}")]
+    Routes(io::Error),
     /// A listener cannot be made.
     #[error("no listener in its network namespace: {0}")]
     Listen(io::Error),
@@ -79,26 +83,29 @@ impl Enrolment {
     /// Removes what left, enrols what came, and changes modes. Cheap when nothing changed.
     pub fn reconcile(&self) {
         let mesh = self.node.mesh.load_full();
-        let wanted: BTreeMap<&str, &Arc<LocalPod>> = mesh
-            .local()
-            .iter()
-            .map(|pod| (pod.workload.uid.as_str(), pod))
-            .collect();
+        let wanted = mesh.local();
         for pod in self.node.pods() {
-            if !wanted.contains_key(pod.workload.uid.as_str()) {
+            if !wanted.contains_key(&pod.workload.uid) {
                 self.remove(&pod, "it left the configuration");
             } else if !pod.netns.is_current() {
                 self.remove(&pod, "its network namespace is gone");
             }
         }
         let mut problems = BTreeMap::new();
+        let mut new = Vec::new();
         for (uid, local) in wanted {
             let enrolled = self.node.pod(uid);
             if let Some(pod) = enrolled.as_ref().filter(|pod| pod.is(local)) {
-                self.set_mode(pod, local.mode);
-            } else if let Err(error) = self.enrol(local, enrolled.as_ref()) {
+                self.tell(pod, told(&mesh, local));
+            } else if let Err(error) = self.enrol(&mesh, local, enrolled.as_ref()) {
                 problems.insert(uid.to_owned(), error.to_string());
+            } else {
+                new.push(uid);
             }
+        }
+        // Connections of before that it may not have. Once all are enrolled: who is not known may not be a client.
+        for pod in new.into_iter().filter_map(|uid| self.node.pod(uid)) {
+            revalidate::one(&self.node, &mesh, &pod);
         }
         let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         for (uid, problem) in &problems {
@@ -114,7 +121,7 @@ impl Enrolment {
     pub fn reap(&self) {
         let mesh = self.node.mesh.load();
         let cookie = |pod: &Arc<LocalPod>| NetNs::open(&pod.netns).ok().map(|netns| netns.cookie());
-        let configured: HashSet<u64> = mesh.local().iter().filter_map(cookie).collect();
+        let configured: HashSet<u64> = mesh.local().values().filter_map(cookie).collect();
         let mut kept: HashSet<u32> = self.node.pods().iter().map(|pod| pod.handle.0).collect();
         for (cookie, pod) in self.node.datapath.pods() {
             if configured.contains(&cookie) {
@@ -128,7 +135,7 @@ impl Enrolment {
 
     /// Enrols a pod, or puts what it is now in the place of what it was. The kernel keeps the old until it has the new:
     /// there is no moment in which plaintext passes that must not.
-    fn enrol(&self, local: &LocalPod, before: Option<&Arc<Pod>>) -> Result<(), EnrolError> {
+    fn enrol(&self, mesh: &Mesh, local: &LocalPod, before: Option<&Arc<Pod>>) -> Result<(), EnrolError> {
         let open = |source| EnrolError::NetNs {
             path: local.netns.display().to_string(),
             source,
@@ -158,10 +165,13 @@ impl Enrolment {
             None => datapath.new_handle()?,
         };
         let entry = weir_abi::Pod::new(handle.0, &workload.addresses);
-        let pod = Arc::new(Pod::new(handle, local, netns));
+        let link = Link::of(&netns).map_err(EnrolError::Routes)?;
+        let pod = Arc::new(Pod::new(handle, local, netns, link, told(mesh, local)));
+        let told = pod.told().clone();
         // Inbound first, then outbound: a pod never sends through the mesh before it also receives through it.
         let result = datapath
-            .set_state(handle, local.mode == MtlsMode::Strict)
+            .set_state(handle, told.strict)
+            .and_then(|()| datapath.set_probe_ports(handle, &told.probe_ports))
             .map_err(EnrolError::from)
             .and_then(|()| {
                 self.listen(&pod, &entry)?;
@@ -229,16 +239,29 @@ impl Enrolment {
         tokio::spawn(async move { serve.accept(pod, slot, listener).await });
     }
 
-    fn set_mode(&self, pod: &Arc<Pod>, mode: MtlsMode) {
-        if *pod.mode.borrow() == mode {
+    /// Tells the kernel what may change of a pod.
+    fn tell(&self, pod: &Pod, now: Told) {
+        let mut told = pod.told();
+        if *told == now {
             return;
         }
-        if let Err(error) = self.node.datapath.set_state(pod.handle, mode == MtlsMode::Strict) {
-            tracing::error!(pod = pod.workload.uid, %error, "the pod's mode cannot be changed");
-            return;
+        let datapath = &self.node.datapath;
+        let result = datapath
+            .set_state(pod.handle, now.strict)
+            .and_then(|()| datapath.set_probe_ports(pod.handle, &now.probe_ports));
+        match result {
+            Ok(()) => {
+                tracing::info!(
+                    pod = pod.workload.uid,
+                    strict = now.strict,
+                    "mode or probed ports changed"
+                );
+                *told = now;
+            }
+            Err(error) => {
+                tracing::error!(pod = pod.workload.uid, %error, "the pod's mode or probed ports cannot be changed");
+            }
         }
-        tracing::info!(pod = pod.workload.uid, ?mode, "mode changed");
-        pod.mode.send_replace(mode);
     }
 
     /// Capture ends first, so that new connections go the ordinary way at once.
@@ -251,5 +274,13 @@ impl Enrolment {
         pod.left.cancel();
         self.serve.forget(pod);
         tracing::info!(pod = pod.workload.uid, why, "pod removed");
+    }
+}
+
+/// What the kernel is to know of a pod.
+fn told(mesh: &Mesh, local: &LocalPod) -> Told {
+    Told {
+        strict: mesh.policies_of(&local.workload).mtls().is_strict_everywhere(),
+        probe_ports: local.probe_ports.clone(),
     }
 }

@@ -18,7 +18,7 @@ use weir_types::{
     Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Process, Reason, TrafficDirection, api::FlowsRequest,
 };
 
-use crate::{metrics::Metrics, node::Pod};
+use crate::{metrics::Metrics, node::Pod, policy::Judgement};
 
 /// Records on their way to the ring. At 10,000 connections a second this is 400 ms of two records each.
 const QUEUE: usize = 8192;
@@ -208,6 +208,8 @@ impl FlowLog {
                 original_destination: None,
                 service: None,
                 tls: None,
+                policy: None,
+                dry_run: None,
                 bytes_sent: 0,
                 bytes_received: 0,
                 duration_us: 0,
@@ -286,6 +288,12 @@ impl Connection {
     /// Adds the client's process.
     pub fn process(&mut self, process: Option<Process>) {
         self.flow.process = process;
+    }
+
+    /// Adds what policies said.
+    pub fn judged(&mut self, judgement: &Judgement) {
+        self.flow.policy.clone_from(&judgement.policy);
+        self.flow.dry_run.clone_from(&judgement.dry_run);
     }
 
     /// Changes what was found out on the way.

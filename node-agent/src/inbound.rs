@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::HeaderValue;
-use tokio_util::sync::CancellationToken;
 use weir_tunnel::{
     ConnectionState, PodKey,
     copy::CopyOutcome,
@@ -15,6 +14,7 @@ use crate::{
     datapath::PodHandle,
     flows::Connection,
     node::{ConnectionCount, DescriptorCount, Node},
+    open::OpenConnection,
     serve::{deliver, network},
 };
 
@@ -27,6 +27,7 @@ pub struct Inbound {
 struct Recorder {
     flow: Option<Connection>,
     connection: Arc<ConnectionState>,
+    open: OpenConnection,
     _count: ConnectionCount,
     _descriptors: DescriptorCount,
 }
@@ -50,6 +51,7 @@ impl Handler for Inbound {
             return Err(Refusal {
                 status: http::StatusCode::BAD_REQUEST,
                 reason: Reason::BadAuthority,
+                told: false,
             });
         };
         let Some(pod) = self.node.pod_by_handle(PodHandle(pod.0)) else {
@@ -59,11 +61,11 @@ impl Handler for Inbound {
             return Err(Refusal::unavailable(Reason::ConnectionLimit));
         };
         let client = client(request.peer, request.forwarded.as_ref());
-        // From here on the request's record is this one, not `refused`.
-        let application = deliver(&self.node, &pod, address, client)
-            .await
-            .map_err(|(reason, _)| Refusal::unavailable(reason))?;
-        let source = self.node.peer(client, Some(request.peer_identity.clone()));
+        let identity = request.peer_identity.clone();
+        // The address is the connection's own: what the peer says of it is a hint.
+        let open = OpenConnection::enter(&pod, Some(identity.clone()), request.peer.ip(), address);
+        let judgement = self.node.judge(&pod, &open);
+        let source = self.node.peer(client, Some(identity));
         let destination = pod.workload.verified_peer(address);
         let mut flow = self.node.flows.connection(
             TrafficDirection::Ingress,
@@ -72,6 +74,18 @@ impl Handler for Inbound {
             destination.clone(),
         );
         flow.towards(FlowPath::Tunnel, destination, Some(connection.tls.to_string()));
+        flow.judged(&judgement);
+        if !judgement.is_allowed() {
+            flow.refuse(judgement.reason, judgement.detail);
+            return Err(Refusal::POLICY.told());
+        }
+        let application = match deliver(&self.node, &pod, address, client).await {
+            Ok(application) => application,
+            Err((reason, error)) => {
+                flow.refuse(reason, Some(error.to_string()));
+                return Err(Refusal::unavailable(reason).told());
+            }
+        };
         let flow = flow.of(&pod).reversed();
         let counters = flow.counters();
         let observer = Recorder {
@@ -79,12 +93,13 @@ impl Handler for Inbound {
             connection: connection.clone(),
             _count: pod.count(),
             _descriptors: descriptors,
+            open,
         };
         Ok(Accepted {
             application,
             counters,
+            stop: observer.open.ended(),
             observer: Box::new(observer),
-            stop: CancellationToken::new(),
         })
     }
 
@@ -118,7 +133,10 @@ impl Observer for Recorder {
     }
 
     fn closed(&mut self, ended: CopyOutcome) {
-        if let Some(flow) = self.flow.take() {
+        if let Some(mut flow) = self.flow.take() {
+            if let Some(why) = self.open.why() {
+                flow.judged(why);
+            }
             flow.close(
                 ended.ended,
                 self.connection.socket.with(network).unwrap_or_default(),

@@ -211,6 +211,7 @@ fn path(path: FlowPath) -> &'static str {
     match path {
         FlowPath::Tunnel => "tunnel",
         FlowPath::Plaintext => "plaintext",
+        FlowPath::Direct => "direct",
         FlowPath::Kernel => "kernel",
         FlowPath::Nowhere => "nowhere",
     }

@@ -4,24 +4,27 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_tunnel::{PodKey, Registry, certs::CertificateStore, hbone::HandshakeLimiter};
-use weir_types::{FlowPeer, Process, TrafficDirection};
+use weir_types::{FlowPeer, Process, Reason, TrafficDirection};
 
 use crate::{
-    config::MtlsMode,
     datapath::{Datapath, PodHandle},
     flows::FlowLog,
     mesh::{LocalPod, Mesh, Workload},
     metrics::Metrics,
     netns::NetNs,
+    open::{OpenConnection, OpenConnections},
+    policy::Judgement,
+    revalidate::Ended,
+    route::{Enrolled, Locate, Router},
+    same_node::Link,
 };
 
 /// The state of this node.
@@ -44,6 +47,10 @@ pub struct Node {
     pub handshakes: HandshakeLimiter,
     /// Cancelled when the agent stops.
     pub drain: CancellationToken,
+    /// Why this kernel does not end a direct connection on request, if it does not: then none is made.
+    pub no_destroy: Option<String>,
+    /// Why connections that the agent did not carry were ended.
+    pub ended: Ended,
     /// Descriptors that the connections of one pod, and of all, may have.
     descriptors: (u64, u64),
     used: AtomicU64,
@@ -64,16 +71,27 @@ pub struct Pod {
     pub workload: Arc<Workload>,
     /// Its network namespace.
     pub netns: NetNs,
-    /// Its mode; whoever carries plaintext to it watches.
-    pub mode: watch::Sender<MtlsMode>,
+    /// How it hangs on the node's network.
+    pub link: Link,
+    /// What the kernel was told of it.
+    told: Mutex<Told>,
+    /// Its inbound connections that are open through the agent.
+    pub open: OpenConnections,
     /// Cancelled when it leaves the mesh: its connections end.
     pub left: CancellationToken,
     /// Connections open through the agent.
     pub connections: AtomicU64,
     /// Descriptors that its connections have.
     pub descriptors: AtomicU64,
-    /// Verdicts cached in the kernel: under which generation, and how many.
-    pub verdicts: (AtomicU32, AtomicU32),
+}
+
+/// What the kernel knows of a pod that may change while it is enrolled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Whether it refuses all plaintext.
+    pub strict: bool,
+    /// The ports at which the kubelet probes it.
+    pub probe_ports: Vec<u16>,
 }
 
 /// Counts a connection of a pod until it is dropped.
@@ -117,10 +135,12 @@ impl Node {
         flows: FlowLog,
         metrics: Metrics,
         certificates: CertificateStore,
+        no_destroy: Option<String>,
     ) -> Self {
         Self {
             name,
-            mesh: ArcSwap::default(),
+            mesh: ArcSwap::from_pointee(Mesh::nothing(datapath.generation())),
+            no_destroy,
             datapath,
             flows,
             metrics,
@@ -128,6 +148,7 @@ impl Node {
             tunnels: Registry::default(),
             handshakes: HandshakeLimiter::default(),
             drain: CancellationToken::new(),
+            ended: Ended::default(),
             descriptors: descriptor_limits(),
             used: AtomicU64::new(0),
             pods: RwLock::default(),
@@ -177,6 +198,30 @@ impl Node {
         };
         let of_pod = outbound().filter(|tunnel| tunnel.pod == pod).count() as u64;
         is_room_for_tunnel(of_pod, outbound().count() as u64, self.descriptors)
+    }
+
+    /// What policies say of an inbound connection of a pod, now.
+    #[must_use]
+    pub fn judge(&self, pod: &Pod, open: &OpenConnection) -> Judgement {
+        let mesh = self.mesh.load();
+        match mesh.local().get(&pod.workload.uid) {
+            Some(local) => open.judge(mesh.policies_of(&local.workload)),
+            // It is about to leave.
+            None => Judgement {
+                reason: Reason::PolicyChanged,
+                ..Judgement::NONE
+            },
+        }
+    }
+
+    /// What decides where connections go, under a configuration.
+    #[must_use]
+    pub fn router<'a>(&'a self, mesh: &'a Mesh) -> Router<'a> {
+        Router {
+            mesh,
+            enrolled: self,
+            can_destroy: self.no_destroy.is_none(),
+        }
     }
 
     /// Adds an enrolled pod.
@@ -229,21 +274,31 @@ impl Node {
     }
 }
 
+impl Locate for Node {
+    fn enrolled(&self, uid: &str) -> Option<Enrolled> {
+        self.pod(uid).map(|pod| Enrolled {
+            handle: pod.handle,
+            link: pod.link,
+        })
+    }
+}
+
 // === impl Pod ===
 
 impl Pod {
     /// A pod about to be enrolled.
     #[must_use]
-    pub fn new(handle: PodHandle, local: &LocalPod, netns: NetNs) -> Self {
+    pub fn new(handle: PodHandle, local: &LocalPod, netns: NetNs, link: Link, told: Told) -> Self {
         Self {
             handle,
             workload: local.workload.clone(),
             netns,
-            mode: watch::Sender::new(local.mode),
+            link,
+            told: Mutex::new(told),
+            open: OpenConnections::default(),
             left: CancellationToken::new(),
             connections: AtomicU64::new(0),
             descriptors: AtomicU64::new(0),
-            verdicts: (AtomicU32::new(0), AtomicU32::new(0)),
         }
     }
 
@@ -253,6 +308,12 @@ impl Pod {
     pub fn is(&self, local: &LocalPod) -> bool {
         let (own, new) = (&self.workload, &local.workload);
         own.identity == new.identity && own.addresses == new.addresses && self.netns.path() == local.netns
+    }
+
+    /// What the kernel was told of it.
+    pub fn told(&self) -> MutexGuard<'_, Told> {
+        // It is replaced as a whole, so a panic elsewhere does not spoil it.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its number, for the tunnel.

@@ -4,38 +4,61 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use weir_abi::{ConnKind, Event, EventKind};
-use weir_types::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Reason, TrafficDirection};
+use weir_policy::Request;
+use weir_types::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Identity, Reason, TrafficDirection};
 
 use crate::{
     datapath::{PodHandle, monotonic_ns},
+    mesh::{Destination, Mesh, Workload},
     node::{Node, process},
+    policy::{self, Judgement},
+    route::NoRoute,
 };
 
 /// Records one event. Events of pods that left are dropped: nothing is known of them.
 pub fn record(node: &Arc<Node>, event: &Event) {
-    let Some(pod) = node.pod_by_handle(PodHandle(event.pod)) else {
+    let (from, to) = (event.key.src.socket_addr(), event.key.dst.socket_addr());
+    let mesh = node.mesh.load();
+    let ends = if event.conn_kind == ConnKind::HOST {
+        host(node, &mesh, from, to)
+    } else {
+        pods(node, &mesh, event, from, to)
+    };
+    let Some(Ends {
+        direction,
+        source,
+        destination,
+        judgement,
+    }) = ends
+    else {
         return;
     };
-    let (source, destination) = (event.key.src.socket_addr(), event.key.dst.socket_addr());
-    let reason = Reason::from_u32(event.reason).unwrap_or(Reason::Internal);
+    let ended = (event.kind == EventKind::CLOSED).then(|| node.ended.take(event.cookie));
+    let ended = ended.flatten();
     let unreached = event.kind == EventKind::CLOSED && event.established == 0;
     let (kind, reason) = match event.kind {
         EventKind::ESTABLISHED => (FlowEvent::Open, Reason::None),
+        EventKind::CLOSED if ended.is_some() => (FlowEvent::Close, Reason::PolicyChanged),
         // The kernel does not say whether a reset or silence ended the attempt.
         EventKind::CLOSED if unreached => (FlowEvent::Refused, Reason::ConnectionRefused),
         EventKind::CLOSED => (FlowEvent::Close, Reason::None),
-        _ => (FlowEvent::Refused, reason),
+        _ => {
+            let reason = Reason::from_u32(event.reason).unwrap_or(Reason::Internal);
+            (FlowEvent::Refused, reason)
+        }
     };
-    let inbound = event.kind == EventKind::SYN_DENIED;
-    let (source, destination) = if inbound {
-        (node.peer(source, None), pod.workload.verified_peer(destination))
-    } else {
-        (
-            pod.workload.verified_peer(source),
-            destination_of(node, event, destination),
-        )
-    };
+    let judgement = ended.unwrap_or(judgement);
     let denied = matches!(event.kind, EventKind::CONNECT_DENIED | EventKind::SYN_DENIED);
+    let path = match event.conn_kind {
+        _ if denied => FlowPath::Nowhere,
+        ConnKind::DIRECT => FlowPath::Direct,
+        _ => FlowPath::Kernel,
+    };
+    let asked = event.orig.socket_addr();
+    let service = match mesh.destination(asked.ip()) {
+        Destination::Service(service) => Some(service.name.to_string()),
+        _ => None,
+    };
     node.flows.record(Flow {
         sequence: 0,
         time: time(event.time_ns),
@@ -48,22 +71,16 @@ pub fn record(node: &Arc<Node>, event: &Event) {
         event: kind,
         verdict: FlowVerdict::of(reason),
         reason,
-        detail: None,
-        direction: if inbound {
-            TrafficDirection::Ingress
-        } else {
-            TrafficDirection::Egress
-        },
-        path: if denied {
-            FlowPath::Nowhere
-        } else {
-            FlowPath::Kernel
-        },
+        detail: judgement.detail.filter(|_| reason != Reason::None),
+        direction,
+        path,
         source,
         destination,
-        original_destination: None,
-        service: None,
+        original_destination: service.is_some().then_some(asked),
+        service,
         tls: None,
+        policy: judgement.policy,
+        dry_run: judgement.dry_run,
         bytes_sent: event.bytes_sent,
         bytes_received: event.bytes_received,
         duration_us: event.duration_ns / 1000,
@@ -73,12 +90,71 @@ pub fn record(node: &Arc<Node>, event: &Event) {
     });
 }
 
-fn destination_of(node: &Node, event: &Event, address: SocketAddr) -> FlowPeer {
-    let local = (event.conn_kind == ConnKind::DIRECT).then(|| node.pod_by_handle(PodHandle(event.dest_pod)));
-    match local.flatten() {
-        Some(pod) => pod.workload.verified_peer(address),
-        None => node.peer(address, None),
+/// Who was connected, or was not to be.
+struct Ends {
+    direction: TrafficDirection,
+    source: FlowPeer,
+    destination: FlowPeer,
+    /// What policies say of it now; the kernel kept the verdict only.
+    judgement: Judgement,
+}
+
+/// The kubelet's connections with pods of this node. Its others are no business of the mesh.
+fn host(node: &Node, mesh: &Mesh, from: SocketAddr, to: SocketAddr) -> Option<Ends> {
+    let pod = node.pod(&mesh.workload(to.ip())?.uid)?;
+    Some(Ends {
+        direction: TrafficDirection::Ingress,
+        source: FlowPeer::unknown(from),
+        destination: pod.workload.verified_peer(to),
+        judgement: Judgement::NONE,
+    })
+}
+
+fn pods(node: &Node, mesh: &Mesh, event: &Event, from: SocketAddr, to: SocketAddr) -> Option<Ends> {
+    let pod = node.pod_by_handle(PodHandle(event.pod))?;
+    let ask = |workload: &Workload, source: Option<&Identity>| {
+        let request = Request {
+            source,
+            source_ip: from.ip(),
+            destination_ip: to.ip(),
+            destination_port: to.port(),
+        };
+        policy::judge(mesh.policies_of(workload), &request)
+    };
+    if event.kind == EventKind::SYN_DENIED {
+        let strict = event.reason == Reason::PlaintextToStrict as u32;
+        let local = mesh.local().get(&pod.workload.uid).filter(|_| strict);
+        return Some(Ends {
+            direction: TrafficDirection::Ingress,
+            source: node.peer(from, None),
+            destination: pod.workload.verified_peer(to),
+            judgement: local.map_or(Judgement::NONE, |local| ask(&local.workload, None)),
+        });
     }
+    let mut ends = Ends {
+        direction: TrafficDirection::Egress,
+        source: pod.workload.verified_peer(from),
+        destination: node.peer(to, None),
+        judgement: Judgement::NONE,
+    };
+    if event.conn_kind == ConnKind::DIRECT {
+        let destination = node.pod_by_handle(PodHandle(event.dest_pod));
+        if let Some(destination) = destination {
+            ends.destination = destination.workload.verified_peer(to);
+            let local = mesh.local().get(&destination.workload.uid);
+            ends.judgement = local.map_or(Judgement::NONE, |local| {
+                ask(&local.workload, Some(&pod.workload.identity))
+            });
+        }
+    } else if event.kind == EventKind::CONNECT_DENIED
+        && let Err(NoRoute::Denied { candidate, .. }) = node.router(mesh).route(&pod.workload, to, None, 0)
+    {
+        if let Some(workload) = &candidate.workload {
+            ends.destination = workload.verified_peer(candidate.address);
+        }
+        ends.judgement = candidate.judgement;
+    }
+    Some(ends)
 }
 
 /// The time of day of an event that just happened.

@@ -1,48 +1,35 @@
 //! Outbound: a pod's connection that the kernel sent to the agent, to its destination.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use http::HeaderValue;
 use tokio::net::TcpStream;
-use weir_abi::{Conn, ConnKind, FlowKey, HBONE_PORT, Verdict, VerdictKey, VerdictKind};
+use weir_abi::{Conn, ConnKind, FlowKey, HBONE_PORT};
 use weir_tunnel::{
     PodKey,
     copy::{copy_bidirectional, copy_plain},
     hbone::{Authority, ConnectHeaders, TunnelStream},
     pool::{Connector, Target},
 };
-use weir_types::{FlowPath, FlowPeer, Identity, Reason, TrafficDirection};
+use weir_types::{FlowPath, FlowPeer, Reason, TrafficDirection};
 
 use crate::{
     config::TunnelProtocol,
-    datapath::PodHandle,
+    datapath::{PodHandle, Remember},
     flows::Connection,
-    mesh::{Destination, Workload},
+    mesh::Mesh,
     node::{DescriptorCount, Node, Pod, process},
+    route::{Candidate, NoRoute, Route},
     serve::{Accepted, NetworkProbe, Serve, connect_reason, network},
     sockets::{self, Mark},
 };
 
 /// Endpoints that one connection tries before it gives up.
 const ATTEMPTS: usize = 3;
-/// Verdicts of one pod that the kernel caches under one configuration: a port scan flushes nobody else's.
-const VERDICTS_PER_POD: u32 = 4096;
-
 /// Opens the tunnels' connections in the pods' namespaces, so that the network sees pod to pod.
 pub struct PodConnector {
     node: Arc<Node>,
-}
-
-/// One place that a connection may go to.
-struct Candidate {
-    address: SocketAddr,
-    workload: Option<Arc<Workload>>,
-    subject_alt_names: Vec<Identity>,
 }
 
 /// A connection that reached its destination.
@@ -121,8 +108,8 @@ pub async fn carry(serve: &Serve, pod: &Arc<Pod>, accepted: Accepted) {
     flow.process(process(conn.pid, &conn.comm));
     let candidates = match candidates(node, pod, &conn, original, &mut flow) {
         Ok(candidates) => candidates,
-        Err(reason) => {
-            flow.refuse(reason, None);
+        Err((reason, detail)) => {
+            flow.refuse(reason, detail);
             return sockets::reset(stream);
         }
     };
@@ -135,75 +122,74 @@ pub async fn carry(serve: &Serve, pod: &Arc<Pod>, accepted: Accepted) {
     }
 }
 
-/// Where a connection may go, in the order to try.
+/// Where a connection may go, in the order to try; what can be remembered of that is.
 fn candidates(
     node: &Node,
     pod: &Pod,
     conn: &Conn,
     original: SocketAddr,
     flow: &mut Connection,
-) -> Result<Vec<Candidate>, Reason> {
+) -> Result<Vec<Candidate>, (Reason, Option<String>)> {
     let mesh = node.mesh.load();
-    match mesh.destination(original.ip()) {
-        Destination::Outside => {
-            let candidate = Candidate {
-                address: original,
-                workload: None,
-                subject_alt_names: Vec::new(),
-            };
-            flow.towards(FlowPath::Plaintext, FlowPeer::unknown(original), None);
-            let_pass(node, pod, conn, mesh.generation());
-            Ok(vec![candidate])
-        }
-        Destination::Workload(workload) => {
-            flow.towards(FlowPath::Nowhere, workload.peer(original), None);
-            Ok(vec![Candidate {
-                address: original,
-                workload: Some(workload),
-                subject_alt_names: Vec::new(),
-            }])
-        }
-        Destination::Service(service) => {
-            flow.asked(original, Some(service.name.to_string()));
-            let backends = service
-                .backends(original.port(), original.is_ipv4(), rand::random())
-                .ok_or(Reason::UnknownPort)?;
-            if backends.is_empty() {
-                return Err(Reason::NoEndpoint);
+    let pick = (conn.pick.port != 0).then(|| conn.pick.socket_addr());
+    let route = node
+        .router(&mesh)
+        .route(&pod.workload, original, pick, rand::random());
+    if let Ok(Route {
+        service: Some(service),
+        ..
+    })
+    | Err(
+        NoRoute::Service(service, _)
+        | NoRoute::Denied {
+            service: Some(service),
+            ..
+        },
+    ) = &route
+    {
+        flow.asked(original, Some(service.name.to_string()));
+    }
+    match route {
+        Ok(route) => {
+            if let Some(first) = &route.candidates.first().filter(|_| route.service.is_none()) {
+                let to = match &first.workload {
+                    Some(workload) => workload.peer(original),
+                    None => FlowPeer::unknown(original),
+                };
+                flow.towards(FlowPath::Nowhere, to, None);
             }
-            let candidate = |backend: crate::mesh::Backend| Candidate {
-                address: backend.address,
-                workload: backend.workload,
-                subject_alt_names: service.subject_alt_names.clone(),
-            };
-            Ok(backends.into_iter().take(ATTEMPTS).map(candidate).collect())
+            if let Some(what) = &route.remember {
+                remember(node, pod, conn, &mesh, what);
+            }
+            Ok(route.candidates.into_iter().take(ATTEMPTS).collect())
+        }
+        Err(NoRoute::Service(_, reason)) => Err((reason, None)),
+        Err(NoRoute::Denied {
+            candidate,
+            remember: what,
+            ..
+        }) => {
+            remember(node, pod, conn, &mesh, &what);
+            if let Some(workload) = &candidate.workload {
+                flow.towards(FlowPath::Nowhere, workload.verified_peer(candidate.address), None);
+            }
+            flow.judged(&candidate.judgement);
+            Err((candidate.judgement.reason, candidate.judgement.detail.clone()))
         }
     }
 }
 
-/// Lets the pod's next connections to this destination, which is outside the mesh, go their way in the kernel.
-fn let_pass(node: &Node, pod: &Pod, conn: &Conn, generation: u32) {
+/// Lets the kernel decide the pod's next connections to this destination.
+fn remember(node: &Node, pod: &Pod, conn: &Conn, mesh: &Mesh, what: &Remember) {
     // The kernel knows another configuration than the one that this was decided under.
-    if conn.generation != generation {
+    if conn.generation != mesh.generation() {
         return;
     }
-    if pod.verdicts.0.swap(generation, Ordering::Relaxed) != generation {
-        pod.verdicts.1.store(0, Ordering::Relaxed);
-    }
-    if pod.verdicts.1.fetch_add(1, Ordering::Relaxed) >= VERDICTS_PER_POD {
-        return;
-    }
-    let key = VerdictKey {
-        pod: pod.handle.0,
-        dst: conn.orig,
-    };
-    let verdict = Verdict {
-        kind: VerdictKind::PASS,
-        generation,
-        dest_pod: 0,
-        reason: 0,
-    };
-    if let Err(error) = node.datapath.set_verdict(&key, verdict) {
+    let still_holds = || node.mesh.load().version() == mesh.version();
+    if let Err(error) = node
+        .datapath
+        .remember(pod.handle, conn.orig, mesh.generation(), what, still_holds)
+    {
         tracing::debug!(%error, "a verdict is not cached; connections go on through the agent");
     }
 }

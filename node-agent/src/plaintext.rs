@@ -1,13 +1,15 @@
-//! Inbound plaintext: from outside the mesh to a PERMISSIVE pod.
+//! What comes in plaintext: from outside the mesh, or from a pod of this node under permissions that are out of date.
 
 use std::sync::Arc;
 
+use weir_abi::{ConnKind, FlowKey};
 use weir_tunnel::copy::copy_plain;
 use weir_types::{FlowPath, Reason, TrafficDirection};
 
 use crate::{
-    config::MtlsMode,
+    datapath::PodHandle,
     node::{Node, Pod},
+    open::OpenConnection,
     serve::{self, Accepted, deliver},
     sockets,
 };
@@ -15,18 +17,43 @@ use crate::{
 /// Carries one connection to its end.
 pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
     let Accepted { stream, peer, local } = accepted;
-    let source = node.peer(peer, None);
+    let key = FlowKey {
+        src: peer.into(),
+        dst: local.into(),
+    };
+    let (identity, still_direct) = match registered(node, pod, &key) {
+        Some(source) => {
+            let mesh = node.mesh.load();
+            let same_node = node
+                .router(&mesh)
+                .same_node(&source.workload, &pod.workload, local.port());
+            (
+                Some(source.workload.identity.clone()),
+                same_node.is_some_and(|now| now.direct),
+            )
+        }
+        None => (None, true),
+    };
+    let path = if identity.is_some() {
+        FlowPath::Direct
+    } else {
+        FlowPath::Plaintext
+    };
+    let open = OpenConnection::enter(pod, identity.clone(), peer.ip(), local);
+    let judgement = node.judge(pod, &open);
+    let source = node.peer(peer, identity);
     let destination = pod.workload.verified_peer(local);
-    let mut flow = node.flows.connection(
-        TrafficDirection::Ingress,
-        FlowPath::Plaintext,
-        source,
-        destination,
-    );
-    let mut mode = pod.mode.subscribe();
-    // The kernel decides this; the mode may have changed since.
-    if *mode.borrow_and_update() == MtlsMode::Strict {
-        flow.refuse(Reason::PlaintextToStrict, None);
+    let mut flow = node
+        .flows
+        .connection(TrafficDirection::Ingress, path, source, destination);
+    flow.judged(&judgement);
+    if !judgement.is_allowed() {
+        flow.refuse(judgement.reason, judgement.detail);
+        return sockets::reset(stream);
+    }
+    if !still_direct {
+        // Its next connection is told to go over mutual TLS.
+        flow.refuse(Reason::PolicyChanged, None);
         return sockets::reset(stream);
     }
     let application = match deliver(node, pod, local, peer).await {
@@ -38,9 +65,24 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
     };
     let counters = flow.open();
     let network = serve::NetworkProbe::new(&stream);
+    let ended = open.ended();
     let reason = tokio::select! {
         outcome = copy_plain(stream, application, &counters) => outcome.ended,
-        _ = mode.wait_for(|mode| *mode == MtlsMode::Strict) => Reason::PolicyChanged,
+        () = ended.cancelled() => Reason::PolicyChanged,
     };
+    if let Some(why) = open.why() {
+        flow.judged(why);
+    }
     flow.close(reason, network.read());
+}
+
+/// The pod of this node whose socket registered this very connection to this pod: its permission is of an earlier
+/// configuration, so it is decided again, but who it is stays known.
+fn registered(node: &Node, pod: &Pod, key: &FlowKey) -> Option<Arc<Pod>> {
+    let conn = node.datapath.connection(key)?;
+    if conn.kind != ConnKind::DIRECT || conn.dest_pod != pod.handle.0 {
+        return None;
+    }
+    let source = node.pod_by_handle(PodHandle(conn.pod))?;
+    (source.netns.cookie() == conn.netns).then_some(source)
 }

@@ -15,8 +15,9 @@ use crate::{
     config::{self, CaConfig, ConfigFile},
 };
 
-/// How often files are looked at. Polled, since Kubernetes replaces mounted files by switching a link.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// How often files are looked at. Polled, since Kubernetes replaces mounted files by switching a link; so often, because a
+/// policy must be in force within a second.
+const INTERVAL: Duration = Duration::from_millis(250);
 
 /// The part of the agent that a CA's fault belongs to.
 const CA: &str = "certificate authority";
@@ -194,6 +195,11 @@ fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
         ("metrics", old.metrics != new.metrics),
         ("flows", old.flows.value != new.flows.value),
         ("workerThreads", old.worker_threads != new.worker_threads),
+        ("verdictLease", old.verdict_lease.value != new.verdict_lease.value),
+        (
+            "kubeletCgroup",
+            old.kubelet_cgroup.as_ref().map(|c| &c.value) != new.kubelet_cgroup.as_ref().map(|c| &c.value),
+        ),
     ];
     fields
         .into_iter()

@@ -5,6 +5,7 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use weir_abi::{FlowKey, Pod};
@@ -41,7 +42,7 @@ impl Place {
     }
 
     fn load(&self) -> Datapath {
-        Datapath::load(&self.mount.path().join("pins"), &self.cgroup)
+        Datapath::load(&self.mount.path().join("pins"), &self.cgroup, Duration::from_secs(60))
             .unwrap()
             .0
     }

@@ -15,21 +15,11 @@ use weir_e2e::{
     run, serve,
     sockets::{ESTABLISHED, LISTEN, sockets},
 };
-use weir_lab::{
-    Pod, PodSpec, Process, Spawn as _,
-    config::{Mode, MtlsConfig},
-};
+use weir_lab::{Pod, PodSpec, Process, Spawn as _};
 use weir_types::{Flow, FlowEvent, FlowPath, Reason, TrafficDirection};
 
 /// Long enough for an answer on one machine, short where none is expected.
 const ANSWER: Duration = Duration::from_secs(2);
-
-fn strict(uid: &str) -> Option<MtlsConfig> {
-    Some(MtlsConfig {
-        workloads: [(uid.to_owned(), Mode::Strict)].into(),
-        ..MtlsConfig::default()
-    })
-}
 
 fn both(pod: &Pod) -> [IpAddr; 2] {
     [pod.v4().into(), pod.v6().into()]
@@ -133,7 +123,7 @@ fn a_source_port_does_not_pass_again_while_the_agent_is_busy_with_the_connection
 
 #[test]
 fn a_masquerade_that_keeps_an_allowed_source_port_gives_no_identity() {
-    let mesh = Mesh::with("masq", |config| config.mtls = strict("shop-c"));
+    let mesh = Mesh::with("masq", |config| config.strict_workload("shop", "c"));
     let plain = |node, name| {
         let spec = PodSpec::new(node, "shop", name).outside_mesh();
         mesh.lab.add_pod(spec).unwrap()
@@ -226,7 +216,7 @@ fn a_syn_with_the_pods_own_address_that_no_socket_of_the_pod_sent_is_dropped() {
 
 #[test]
 fn a_pod_that_takes_anothers_address_or_any_mark_keeps_its_own_identity() {
-    let mesh = Mesh::with("steal", |config| config.mtls = strict("shop-c"));
+    let mesh = Mesh::with("steal", |config| config.strict_workload("shop", "c"));
     let (_server, _) = serve(&mesh.c, ["echo-server", "--port", "7000", "--dual-stack"]);
     let (a4, a6) = (mesh.a.v4(), mesh.a.v6());
     // The second address of a device is not what the kernel chooses by itself.
@@ -452,7 +442,7 @@ fn who_finds_the_agents_listeners_from_inside_the_pod_is_turned_away() {
 
 #[test]
 fn a_process_outside_the_nodes_cgroup_has_no_identity() {
-    let mesh = Mesh::with("cgroup", |config| config.mtls = strict("shop-c"));
+    let mesh = Mesh::with("cgroup", |config| config.strict_workload("shop", "c"));
     let (_a, _) = serve(&mesh.a, ["echo-server", "--port", "7000", "--dual-stack"]);
     let (_c, _) = serve(&mesh.c, ["echo-server", "--port", "7000", "--dual-stack"]);
     let (_d, _) = serve(&mesh.d, ["echo-server", "--port", "7000", "--dual-stack"]);

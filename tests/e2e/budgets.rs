@@ -48,13 +48,13 @@ fn a_port_scan_pushes_no_other_pods_decisions_out_of_the_kernel() {
     assert_eq!(ends["ends"].get("data"), None, "{ends}");
     connect(&mesh.b, 7000);
     went(&mesh.b, 7000, FlowEvent::Close, FlowPath::Kernel);
-    // The scanner's own early ports are remembered, its last ones are not: its share was full.
-    connect(&mesh.a, FIRST);
-    went(&mesh.a, FIRST, FlowEvent::Refused, FlowPath::Kernel);
+    // The scanner's own last ports are remembered, its first ones no more: its share was full.
     let last = FIRST + SCANNED - 1;
     connect(&mesh.a, last);
+    went(&mesh.a, last, FlowEvent::Refused, FlowPath::Kernel);
+    connect(&mesh.a, FIRST);
     let through_agent =
-        |flow: &Flow| flow.destination.address.port() == last && flow.path == FlowPath::Plaintext;
+        |flow: &Flow| flow.destination.address.port() == FIRST && flow.path == FlowPath::Plaintext;
     weir_lab::poll("both attempts in the agent", weir_lab::PATIENCE, || {
         let flows = mesh.agent(&mesh.a).flows(Default::default())?;
         Ok((flows.iter().filter(|flow| through_agent(flow)).count() == 2).then_some(()))

@@ -10,10 +10,7 @@ use std::{
 };
 
 use weir_e2e::{Mesh, identity, run, serve};
-use weir_lab::{
-    PodSpec, Spawn as _,
-    config::{Mode, ServiceConfig},
-};
+use weir_lab::{PodSpec, Spawn as _, config::ServiceConfig};
 use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection};
 
 #[test]
@@ -98,7 +95,7 @@ fn a_client_bound_to_another_address_of_its_pod_reaches_the_server_and_not_its_o
 #[test]
 fn a_change_of_labels_touches_no_connection_and_a_change_of_identity_opens_no_gap() {
     let mut mesh = Mesh::with("labels", |config| {
-        config.mtls.get_or_insert_default().mode = Mode::Strict;
+        config.strict();
     });
     let plain = mesh
         .lab

@@ -1,10 +1,7 @@
 //! STRICT and PERMISSIVE.
 
 use weir_e2e::{Mesh, identity, run, serve};
-use weir_lab::{
-    PodSpec, Spawn as _,
-    config::{Mode, MtlsConfig},
-};
+use weir_lab::{PodSpec, Spawn as _, config::AgentConfig};
 use weir_types::{FlowEvent, FlowPath, FlowVerdict, Reason, TrafficDirection};
 
 #[test]
@@ -38,18 +35,16 @@ fn permissive_accepts_plaintext_and_shows_the_application_its_client() {
 
 #[test]
 fn strict_refuses_plaintext_with_a_reset_at_each_scope_and_still_accepts_mutual_tls() {
-    type Change = fn(&mut MtlsConfig);
-    let scopes: [(&str, Change); 3] = [
-        ("mesh", |mtls| mtls.mode = Mode::Strict),
-        ("namespace", |mtls| {
-            let _ = mtls.namespaces.insert("shop".to_owned(), Mode::Strict);
+    type Change = fn(&mut AgentConfig);
+    let scopes: [(&str, &str, Change); 3] = [
+        ("mesh", "weir-system/default", AgentConfig::strict),
+        ("namespace", "shop/default", |config| {
+            config.strict_namespace("shop");
         }),
-        ("workload", |mtls| {
-            let _ = mtls.workloads.insert("shop-c".to_owned(), Mode::Strict);
-        }),
+        ("workload", "shop/c", |config| config.strict_workload("shop", "c")),
     ];
-    for (scope, change) in scopes {
-        let mesh = Mesh::with("strict", |config| change(config.mtls.get_or_insert_default()));
+    for (scope, policy, change) in scopes {
+        let mesh = Mesh::with("strict", change);
         let plain = mesh
             .lab
             .add_pod(PodSpec::new("node1", "shop", "plain").outside_mesh())
@@ -68,18 +63,19 @@ fn strict_refuses_plaintext_with_a_reset_at_each_scope_and_still_accepts_mutual_
             "{scope}: {flow:?}"
         );
         assert_eq!(flow.source.identity, None);
+        assert_eq!(
+            flow.policy.map(|by| by.to_string()).as_deref(),
+            Some(policy),
+            "{scope}"
+        );
     }
 }
 
 #[test]
 fn the_narrower_scope_wins() {
     let mesh = Mesh::with("narrow", |config| {
-        config.mtls.get_or_insert_default().mode = Mode::Strict;
-        config
-            .mtls
-            .get_or_insert_default()
-            .workloads
-            .insert("shop-c".to_owned(), Mode::Permissive);
+        config.strict();
+        config.peer_authentication("c", "shop", Some("c"), "PERMISSIVE");
     });
     let plain = mesh
         .lab
@@ -134,9 +130,7 @@ fn a_pod_that_becomes_strict_ends_its_plaintext_connections_and_keeps_the_others
         .iter_mut()
         .find(|agent| agent.node() == "node2")
         .unwrap();
-    let status = agent
-        .reload(|config| config.mtls.get_or_insert_default().mode = Mode::Strict)
-        .unwrap();
+    let status = agent.reload(|config| config.strict()).unwrap();
     assert_eq!(status.config.rejected, None);
     let line = plaintext.wait(weir_lab::PATIENCE).unwrap().json().unwrap();
     assert_eq!(line["end"], "ECONNRESET", "{line}");

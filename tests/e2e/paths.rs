@@ -86,6 +86,7 @@ fn service(name: &str, port: u16, target: u16, endpoints: Vec<EndpointConfig>) -
         }],
         endpoints,
         subject_alt_names: Vec::new(),
+        traffic_distribution: None,
     }
 }
 

@@ -99,6 +99,8 @@ pub struct Status {
     pub kernel_connections: u64,
     /// What is wrong now, in words.
     pub errors: Vec<String>,
+    /// What of the policies may not do what was meant.
+    pub warnings: Vec<String>,
 }
 
 /// The configuration in force.
@@ -133,6 +135,11 @@ pub struct PodStatus {
     pub enrolled: bool,
     /// `STRICT` or `PERMISSIVE`.
     pub mode: String,
+    /// How other pods of this node reach it, and why, while it is enrolled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_node: Option<String>,
+    /// Policies that apply to it.
+    pub policies: u64,
     /// Why it is not enrolled, or what is wrong.
     pub problem: Option<String>,
     /// Connections open now.

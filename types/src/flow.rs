@@ -1,6 +1,6 @@
 //! Flow records: what happened to one connection, as one node saw it.
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -47,6 +47,12 @@ pub struct Flow {
     /// Protocol version and cipher suite of the tunnel; absent for plaintext.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
+    /// The policy that decided, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyMatch>,
+    /// The dry-run policy that would have refused the connection, were it enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<PolicyMatch>,
     /// Bytes from client to server so far.
     pub bytes_sent: u64,
     /// Bytes from server to client so far.
@@ -106,6 +112,8 @@ pub enum FlowPath {
     Tunnel,
     /// Plaintext through the agent.
     Plaintext,
+    /// Between two pods of one node in the clear; the kernel vouches for both ends.
+    Direct,
     /// Not through the agent at all: the kernel let it pass.
     Kernel,
     /// Nowhere: it was refused before a path was chosen.
@@ -137,6 +145,26 @@ pub struct Process {
     pub pid: u32,
     /// The name that the kernel keeps: at most 15 bytes.
     pub name: String,
+}
+
+/// A policy that matched a connection, or, of those that should have, the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyMatch {
+    /// `namespace/name`.
+    pub policy: Arc<str>,
+    /// Which of its rules, from 0; none if it is that none matched, or for a PeerAuthentication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<u32>,
+}
+
+impl fmt::Display for PolicyMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rule {
+            Some(rule) => write!(f, "{} rule {rule}", self.policy),
+            None => f.write_str(&self.policy),
+        }
+    }
 }
 
 // === impl FlowPeer ===

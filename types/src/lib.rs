@@ -7,6 +7,6 @@ pub mod api;
 pub mod flow;
 pub mod identity;
 
-pub use flow::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Process, TrafficDirection};
+pub use flow::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, PolicyMatch, Process, TrafficDirection};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use weir_abi::Reason;

@@ -13,6 +13,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
+use weir_policy::istio::{AuthorizationPolicy, PeerAuthentication};
 use weir_types::TrustDomain;
 
 pub use parse::{ConfigError, load, parse};
@@ -56,10 +57,30 @@ pub struct ConfigFile {
     /// Threads that carry connections; half of the node's processors if absent, at least one. Fixed at start.
     #[serde(default)]
     pub worker_threads: Option<std::num::NonZeroU16>,
-    /// Whether workloads accept plaintext. Workload over namespace over mesh.
-    #[serde(default = "defaults::mtls")]
-    #[schemars(with = "MtlsConfig")]
-    pub mtls: Spanned<MtlsConfig>,
+    /// How long what the kernel remembers of the agent's decisions holds after the agent's last sign of life, `5s` to `1h`:
+    /// an agent that is gone lets nothing pass for longer than that. Fixed at start.
+    #[serde(default = "defaults::verdict_lease")]
+    #[schemars(with = "HumanDuration")]
+    pub verdict_lease: Spanned<HumanDuration>,
+    /// Folder of the kubelet's cgroup, as `/sys/fs/cgroup/system.slice/kubelet.service`: its probes reach STRICT pods.
+    #[serde(default)]
+    #[schemars(with = "Option<PathBuf>")]
+    pub kubelet_cgroup: Option<Spanned<PathBuf>>,
+    /// Namespace whose policies without a selector are the mesh's.
+    #[serde(default = "defaults::root_namespace")]
+    pub root_namespace: String,
+    /// Who may connect to what: Istio's `AuthorizationPolicy`, with the fields of its `spec` beside its name.
+    #[serde(default)]
+    #[schemars(with = "Vec<AuthorizationPolicy>")]
+    pub authorization_policies: Vec<Spanned<AuthorizationPolicy>>,
+    /// Who must use mutual TLS: Istio's `PeerAuthentication`, with the fields of its `spec` beside its name.
+    #[serde(default)]
+    #[schemars(with = "Vec<PeerAuthentication>")]
+    pub peer_authentications: Vec<Spanned<PeerAuthentication>>,
+    /// How pods of this node reach each other. Workload over namespace over mesh.
+    #[serde(default = "defaults::same_node")]
+    #[schemars(with = "SameNodeConfig")]
+    pub same_node: Spanned<SameNodeConfig>,
     /// The pods of this node that are in the mesh.
     #[serde(default)]
     #[schemars(with = "Vec<PodConfig>")]
@@ -126,27 +147,31 @@ pub struct FlowsConfig {
     pub capacity: u32,
 }
 
-/// Whether workloads accept plaintext.
+/// How pods of one node reach each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct MtlsConfig {
+pub struct SameNodeConfig {
     /// For the whole mesh.
-    pub mode: MtlsMode,
+    pub mode: SameNodeMode,
     /// For namespaces, by name.
-    pub namespaces: BTreeMap<String, MtlsMode>,
+    pub namespaces: BTreeMap<String, SameNodeMode>,
     /// For workloads, by uid.
-    pub workloads: BTreeMap<String, MtlsMode>,
+    pub workloads: BTreeMap<String, SameNodeMode>,
 }
 
-/// Whether plaintext is accepted.
+/// How a pod's connections with other pods of its node go. Of the two ends' modes `mtls` counts first, then `direct`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum MtlsMode {
-    /// Mutual TLS and plaintext.
+#[serde(rename_all = "lowercase")]
+pub enum SameNodeMode {
+    /// `direct` where the destination accepts plaintext anyway, or where both pods hang on point-to-point links, so that no
+    /// other pod can read or alter what they send; else `mtls`.
     #[default]
-    Permissive,
-    /// Mutual TLS only.
-    Strict,
+    Auto,
+    /// Straight from socket to socket, authenticated by the kernel and not encrypted. Your word that no pod can read or
+    /// alter another's packets.
+    Direct,
+    /// Through the agent, over mutual TLS.
+    Mtls,
 }
 
 /// A pod of this node.
@@ -161,6 +186,9 @@ pub struct PodConfig {
     pub service_account: String,
     /// File of its network namespace, as `/run/netns/NAME` or `/proc/PID/ns/net`. May appear later.
     pub netns: PathBuf,
+    /// Ports of its own liveness, readiness and startup probes: the kubelet reaches them also where plaintext is refused.
+    #[serde(default)]
+    pub probe_ports: Vec<std::num::NonZeroU16>,
 }
 
 /// A workload: a pod on any node, or a host outside Kubernetes.
@@ -185,6 +213,9 @@ pub struct WorkloadConfig {
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Its node's zone (`topology.kubernetes.io/zone`).
+    #[serde(default)]
+    pub zone: Option<String>,
     /// What it understands.
     #[serde(default)]
     pub tunnel: TunnelProtocol,
@@ -221,6 +252,19 @@ pub struct ServiceConfig {
     /// Identities, besides the endpoint's own, that a server of this service may present.
     #[serde(default)]
     pub subject_alt_names: Vec<weir_types::Identity>,
+    /// Which endpoints are preferred, as Kubernetes' field of this name says; all alike if absent.
+    #[serde(default)]
+    pub traffic_distribution: Option<TrafficDistribution>,
+}
+
+/// Which of a service's endpoints get a connection first. The others are there for when none of these serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum TrafficDistribution {
+    /// Those on the client's node, then those in its zone.
+    PreferSameNode,
+    /// Those in the client's zone.
+    #[serde(alias = "PreferClose")]
+    PreferSameZone,
 }
 
 /// A port of a service.
@@ -256,7 +300,7 @@ mod defaults {
 
     use serde_saphyr::{Location, Spanned};
 
-    use super::{FlowsConfig, MtlsConfig};
+    use super::{FlowsConfig, HumanDuration, SameNodeConfig};
 
     pub(super) fn pin_dir() -> PathBuf {
         PathBuf::from("/sys/fs/bpf/weir")
@@ -270,8 +314,16 @@ mod defaults {
         nowhere(FlowsConfig::default())
     }
 
-    pub(super) fn mtls() -> Spanned<MtlsConfig> {
-        nowhere(MtlsConfig::default())
+    pub(super) fn same_node() -> Spanned<SameNodeConfig> {
+        nowhere(SameNodeConfig::default())
+    }
+
+    pub(super) fn verdict_lease() -> Spanned<HumanDuration> {
+        nowhere(HumanDuration(std::time::Duration::from_secs(300)))
+    }
+
+    pub(super) fn root_namespace() -> String {
+        "weir-system".to_owned()
     }
 
     pub(super) fn nowhere<T>(value: T) -> Spanned<T> {
@@ -314,10 +366,10 @@ impl Default for FlowsConfig {
     }
 }
 
-impl MtlsConfig {
+impl SameNodeConfig {
     /// The mode of a workload: its own, else its namespace's, else the mesh's.
     #[must_use]
-    pub fn mode(&self, uid: &str, namespace: &str) -> MtlsMode {
+    pub fn mode(&self, uid: &str, namespace: &str) -> SameNodeMode {
         let own = self.workloads.get(uid).or_else(|| self.namespaces.get(namespace));
         own.copied().unwrap_or(self.mode)
     }

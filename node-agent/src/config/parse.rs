@@ -18,6 +18,8 @@ use super::{CaConfig, ConfigFile, WorkloadConfig};
 const MAX_FILE: u64 = 64 << 20;
 /// Bounds of a certificate's lifetime.
 const LIFETIME: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(7 * 24 * 3600));
+/// Bounds of the lease of what the kernel remembers.
+const LEASE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
 /// Bounds of the ring of flows.
 const FLOW_CAPACITY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 
@@ -191,27 +193,84 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
             "expected 10s to 7d",
         ));
     }
+    let lease = &config.verdict_lease;
+    if lease.value.0 < LEASE.0 || lease.value.0 > LEASE.1 {
+        return expected(lease.referenced, "verdictLease", "5s to 1h");
+    }
+    if let Some(cgroup) = &config.kubelet_cgroup
+        && !cgroup.value.is_absolute()
+    {
+        return expected(cgroup.referenced, "kubeletCgroup", "an absolute path");
+    }
     let workloads = check_workloads(config)?;
     check_pods(config, &workloads)?;
     check_services(config, &workloads)?;
-    let (mtls, at) = (&config.mtls.value, config.mtls.referenced);
-    if let Some(uid) = mtls
+    let (same_node, at) = (&config.same_node.value, config.same_node.referenced);
+    if let Some(uid) = same_node
         .workloads
         .keys()
         .find(|uid| !workloads.contains_key(uid.as_str()))
     {
         return expected(
             at,
-            &format!("mtls.workloads.{uid}"),
+            &format!("sameNode.workloads.{uid}"),
             "the uid of a workload in this file",
         );
     }
     let unknown = |name: &&String| !workloads.values().any(|workload| workload.namespace == **name);
-    for namespace in mtls.namespaces.keys().filter(unknown) {
+    for namespace in same_node.namespaces.keys().filter(unknown) {
         // It may get workloads later; or it may be a slip.
-        tracing::warn!(namespace, "mtls.namespaces names a namespace without workloads");
+        tracing::warn!(
+            namespace,
+            "sameNode.namespaces names a namespace without workloads"
+        );
+    }
+    check_policies(config)?;
+    Ok(())
+}
+
+fn check_policies(config: &ConfigFile) -> Result<(), Problem> {
+    let root = &config.root_namespace;
+    if root.is_empty() {
+        let at = Location::UNKNOWN;
+        return Err(Problem::new(
+            at,
+            "rootNamespace",
+            "expected the name of a namespace",
+        ));
+    }
+    let mut names = HashSet::new();
+    for (index, policy) in config.authorization_policies.iter().enumerate() {
+        let list = format!("authorizationPolicies[{index}]");
+        let at = |field: &str, problem: String| {
+            Problem::new(policy.referenced, format!("{list}.{field}"), problem)
+        };
+        let value = &policy.value;
+        value
+            .compile(root)
+            .map_err(|error| at(&error.field, error.problem.to_string()))?;
+        if !names.insert((&value.namespace, &value.name)) {
+            return Err(at("name", own_name(&value.namespace, &value.name)));
+        }
+    }
+    let mut names = HashSet::new();
+    for (index, peer) in config.peer_authentications.iter().enumerate() {
+        let list = format!("peerAuthentications[{index}]");
+        let at =
+            |field: &str, problem: String| Problem::new(peer.referenced, format!("{list}.{field}"), problem);
+        let value = &peer.value;
+        value
+            .check(root)
+            .map_err(|error| at(&error.field, error.problem.to_string()))?;
+        if !names.insert((&value.namespace, &value.name)) {
+            return Err(at("name", own_name(&value.namespace, &value.name)));
+        }
     }
     Ok(())
+}
+
+fn own_name(namespace: &str, name: &str) -> String {
+    format!("expected a name of its own; '{namespace}/{name}' stands above")
 }
 
 fn check_ca(ca: &CaConfig) -> Result<(), &'static str> {

@@ -1,19 +1,17 @@
 //! The maps that the agent writes: pods, modes, budgets, verdicts, configuration.
 
-use std::time::Duration;
-
 use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, SockHash},
 };
-use weir_abi::{Budget, Pod, PodState, Verdict, VerdictKey};
+use weir_abi::{Budget, Config, HOST_HANDLE, Pod, PodState, ProbePort};
 
-use super::{Datapath, DatapathError, Tables};
+use super::{Datapath, DatapathError, Tables, verdicts::VerdictTable};
 
 /// Entries of the connection table that one pod may have: half of an ordinary range of ephemeral ports, both ways.
 const CONNECTIONS_PER_POD: u64 = 32_768;
-/// How long the agent's decisions hold after its last sign of life.
-const LEASE: Duration = Duration::from_secs(300);
+/// Entries of the connection table that the kubelet may have: it probes some hundred pods, each a few times at once.
+const HOST_CONNECTIONS: u64 = 8192;
 
 /// A pod's number in the kernel's maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,7 +46,8 @@ impl Tables {
             pods,
             pod_states: hash(ebpf, "POD_STATES")?,
             budgets: hash(ebpf, "BUDGETS")?,
-            verdicts: hash(ebpf, "VERDICTS")?,
+            verdicts: VerdictTable::new(hash(ebpf, "VERDICTS")?, hash(ebpf, "BACKENDS")?),
+            probe_ports: hash(ebpf, "PROBE_PORTS")?,
             listeners,
         })
     }
@@ -66,11 +65,11 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses to remember it.
     pub fn new_handle(&self) -> Result<PodHandle, DatapathError> {
-        let mut tables = self.tables();
-        let mut config = tables.config.get(&0, 0).map_err(failed("CONFIG"))?;
-        let handle = config.next_handle.max(1);
-        config.next_handle = handle + 1;
-        tables.config.set(0, config, 0).map_err(failed("CONFIG"))?;
+        let mut handle = 0;
+        self.tables().change(|config| {
+            handle = config.next_handle.max(HOST_HANDLE + 1);
+            config.next_handle = handle + 1;
+        })?;
         Ok(PodHandle(handle))
     }
 
@@ -87,17 +86,45 @@ impl Datapath {
             .pod_states
             .insert(handle.0, state, 0)
             .map_err(failed("POD_STATES"))?;
-        if matches!(tables.budgets.get(&handle.0, 0), Err(MapError::KeyNotFound)) {
-            let budget = Budget {
-                used: 0,
-                limit: CONNECTIONS_PER_POD,
-            };
+        tables.give_share(handle.0, CONNECTIONS_PER_POD)
+    }
+
+    /// Sets the ports at which the kubelet probes a pod.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn set_probe_ports(&self, handle: PodHandle, ports: &[u16]) -> Result<(), DatapathError> {
+        let mut tables = self.tables();
+        let key = |port: u16| ProbePort {
+            pod: handle.0,
+            port: u32::from(port),
+        };
+        let wanted: Vec<ProbePort> = ports.iter().copied().map(key).collect();
+        let stale = tables.probe_ports_of(handle.0, &wanted);
+        for port in stale {
+            let _ = tables.probe_ports.remove(&port);
+        }
+        for port in wanted {
             tables
-                .budgets
-                .insert(handle.0, budget, 0)
-                .map_err(failed("BUDGETS"))?;
+                .probe_ports
+                .insert(port, 1, 0)
+                .map_err(failed("PROBE_PORTS"))?;
         }
         Ok(())
+    }
+
+    /// Says how the kubelet's connections are recognised: by its cgroup's id and depth, in the node's own network
+    /// namespace. `None`: not at all.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn set_kubelet(&self, cgroup: Option<(u64, u32)>, host_netns: u64) -> Result<(), DatapathError> {
+        let mut tables = self.tables();
+        tables.give_share(HOST_HANDLE, HOST_CONNECTIONS)?;
+        tables.change(|config| {
+            (config.kubelet_cgroup, config.kubelet_level) = cgroup.unwrap_or_default();
+            config.host_netns = host_netns;
+        })
     }
 
     /// Enters a pod: from now on its connections are captured.
@@ -121,41 +148,29 @@ impl Datapath {
         }
         let _ = tables.pod_states.remove(&handle.0);
         let _ = tables.budgets.remove(&handle.0);
-        let stale: Vec<VerdictKey> = tables
-            .verdicts
-            .keys()
-            .filter_map(Result::ok)
-            .filter(|key| key.pod == handle.0)
-            .collect();
-        for key in stale {
-            let _ = tables.verdicts.remove(&key);
+        let probes = tables.probe_ports_of(handle.0, &[]);
+        for port in probes {
+            let _ = tables.probe_ports.remove(&port);
         }
+        tables.verdicts.forget_pod(handle.0);
     }
 
-    /// Puts a configuration generation in force: verdicts of any other hold no more.
+    /// Puts another policy generation in force: verdicts of any other hold no more.
     ///
     /// # Errors
     /// When the kernel refuses it.
     pub fn set_generation(&self, generation: u32) -> Result<(), DatapathError> {
         let mut tables = self.tables();
-        let mut config = tables.config.get(&0, 0).map_err(failed("CONFIG"))?;
-        config.lease_until_ns = lease_end();
-        config.generation = generation;
-        tables.config.set(0, config, 0).map_err(failed("CONFIG"))?;
-        let all: Vec<VerdictKey> = tables.verdicts.keys().filter_map(Result::ok).collect();
-        for key in all {
-            if tables
-                .verdicts
-                .get(&key, 0)
-                .is_ok_and(|verdict| verdict.generation != generation)
-            {
-                let _ = tables.verdicts.remove(&key);
-            }
-        }
+        let lease_until_ns = self.lease_end();
+        tables.change(|config| {
+            config.lease_until_ns = lease_until_ns;
+            config.generation = generation;
+        })?;
+        tables.verdicts.clear();
         Ok(())
     }
 
-    /// The generation in the kernel.
+    /// The policy generation in the kernel.
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.tables()
@@ -169,25 +184,45 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses it.
     pub fn heartbeat(&self) -> Result<(), DatapathError> {
-        let mut tables = self.tables();
-        let mut config = tables.config.get(&0, 0).map_err(failed("CONFIG"))?;
-        config.lease_until_ns = lease_end();
-        tables.config.set(0, config, 0).map_err(failed("CONFIG"))
+        let lease_until_ns = self.lease_end();
+        self.tables()
+            .change(|config| config.lease_until_ns = lease_until_ns)
     }
 
-    /// Remembers a decision for a pod and a destination.
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn set_verdict(&self, key: &VerdictKey, verdict: Verdict) -> Result<(), DatapathError> {
-        self.tables()
-            .verdicts
-            .insert(key, verdict, 0)
-            .map_err(failed("VERDICTS"))
+    fn lease_end(&self) -> u64 {
+        monotonic_ns() + u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
-fn failed(name: &'static str) -> impl Fn(MapError) -> DatapathError {
+impl Tables {
+    fn change(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), DatapathError> {
+        let mut config = self.config.get(&0, 0).map_err(failed("CONFIG"))?;
+        change(&mut config);
+        self.config.set(0, config, 0).map_err(failed("CONFIG"))
+    }
+
+    /// Gives a handle its share of the connection table, unless it has one: what it uses is counted there.
+    fn give_share(&mut self, handle: u32, limit: u64) -> Result<(), DatapathError> {
+        if matches!(self.budgets.get(&handle, 0), Err(MapError::KeyNotFound)) {
+            let budget = Budget { used: 0, limit };
+            self.budgets
+                .insert(handle, budget, 0)
+                .map_err(failed("BUDGETS"))?;
+        }
+        Ok(())
+    }
+
+    /// The probed ports of a pod, but for those that stay.
+    fn probe_ports_of(&self, handle: u32, stay: &[ProbePort]) -> Vec<ProbePort> {
+        self.probe_ports
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|port| port.pod == handle && !stay.contains(port))
+            .collect()
+    }
+}
+
+pub(super) fn failed(name: &'static str) -> impl Fn(MapError) -> DatapathError {
     move |source| DatapathError::Map { name, source }
 }
 
@@ -195,8 +230,4 @@ fn failed(name: &'static str) -> impl Fn(MapError) -> DatapathError {
 pub(crate) fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
-}
-
-fn lease_end() -> u64 {
-    monotonic_ns() + u64::try_from(LEASE.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -2,7 +2,9 @@
 
 mod links;
 mod maps;
+pub(crate) mod sock_diag;
 mod sys;
+mod verdicts;
 
 pub mod events;
 pub mod preflight;
@@ -23,13 +25,14 @@ use aya::{
     programs::{CgroupSockAddr, ProgramFd, SkLookup, SockOps},
 };
 use weir_abi::{
-    Budget, Config, Conn, FlowKey, LAYOUT_VERSION, ListenerSlot, Pod, PodState, SockState, Verdict,
-    VerdictKey,
+    Budget, Config, Conn, ConnKind, FlowKey, LAYOUT_VERSION, ListenerSlot, Pod, PodState, ProbePort,
+    SockState,
 };
 use weir_types::api::ProgramStatus;
 
 pub use maps::PodHandle;
 pub(crate) use maps::monotonic_ns;
+pub use verdicts::Remember;
 
 /// The kernel programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-datapath"));
@@ -43,6 +46,8 @@ const MAPS: &[&str] = &[
     "BUDGETS",
     "CONNECTIONS",
     "VERDICTS",
+    "BACKENDS",
+    "PROBE_PORTS",
     "LISTENERS",
     "DENIALS",
     "EVENTS",
@@ -121,6 +126,8 @@ pub struct Datapath {
     connections_fd: OwnedFd,
     connections: HashMap<MapData, FlowKey, Conn>,
     lost: Array<MapData, u64>,
+    /// How long decisions hold after the agent's last sign of life.
+    lease: Duration,
     tables: Mutex<Tables>,
 }
 
@@ -130,16 +137,22 @@ struct Tables {
     pods: HashMap<MapData, u64, Pod>,
     pod_states: HashMap<MapData, u32, PodState>,
     budgets: HashMap<MapData, u32, Budget>,
-    verdicts: HashMap<MapData, VerdictKey, Verdict>,
+    verdicts: verdicts::VerdictTable,
+    probe_ports: HashMap<MapData, ProbePort, u32>,
     listeners: SockHash<MapData, u32>,
 }
 
 impl Datapath {
-    /// Loads the programs and attaches them to a cgroup, or updates those that an earlier agent left attached.
+    /// Loads the programs and attaches them to a cgroup, or updates those that an earlier agent left attached. What is
+    /// remembered of decisions holds for `lease` after the last [`Datapath::heartbeat`].
     ///
     /// # Errors
     /// When the kernel refuses something.
-    pub fn load(pin_dir: &Path, cgroup: &Path) -> Result<(Self, RingBuf<MapData>), DatapathError> {
+    pub fn load(
+        pin_dir: &Path,
+        cgroup: &Path,
+        lease: Duration,
+    ) -> Result<(Self, RingBuf<MapData>), DatapathError> {
         let pins = pin_dir.join(format!("v{LAYOUT_VERSION}"));
         std::fs::create_dir_all(&pins).map_err(|source| DatapathError::PinDir {
             path: pins.clone(),
@@ -187,6 +200,7 @@ impl Datapath {
             connections_fd,
             connections: maps::hash(&mut ebpf, "CONNECTIONS")?,
             lost: maps::array(&mut ebpf, "LOST")?,
+            lease,
             tables: Mutex::new(tables),
             pins,
         };
@@ -235,6 +249,12 @@ impl Datapath {
         sys::set_socket_state(self.sockets.as_fd(), socket, &state)
     }
 
+    /// All registered connections. Walks the table.
+    #[must_use]
+    pub fn connections(&self) -> std::collections::HashMap<FlowKey, Conn> {
+        self.connections.iter().filter_map(Result::ok).collect()
+    }
+
     /// What a connection is registered as.
     #[must_use]
     pub fn connection(&self, key: &FlowKey) -> Option<Conn> {
@@ -258,7 +278,8 @@ impl Datapath {
         let unclaimed =
             |conn: &Conn| conn.closed_ns != 0 && now.saturating_sub(conn.closed_ns) > UNCLAIMED_NS;
         for (key, conn) in self.connections.iter().filter_map(Result::ok) {
-            if unclaimed(&conn) || !enrolled(PodHandle(conn.pod)) {
+            let is_known = conn.kind == ConnKind::HOST || enrolled(PodHandle(conn.pod));
+            if unclaimed(&conn) || !is_known {
                 self.release(&key, &conn);
             }
         }

@@ -105,16 +105,28 @@ fn find_cgroup(configured: Option<&Path>) -> Result<PathBuf, Missing> {
     Ok(path)
 }
 
-/// Where the cgroup v2 tree is mounted. Fields: id parent device root mountpoint options... - type source super-options
-/// (proc(5)).
+/// Where the cgroup v2 tree is mounted first.
 fn mount_point() -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mounts.lines().find_map(|line| {
+    mount_points().into_iter().next()
+}
+
+/// The root of the cgroup v2 tree that a folder is in.
+#[must_use]
+pub fn cgroup_root(folder: &Path) -> Option<PathBuf> {
+    mount_points().into_iter().find(|mount| folder.starts_with(mount))
+}
+
+/// Where cgroup v2 trees are mounted. Fields: id parent device root mountpoint options... - type source super-options
+/// (proc(5)).
+fn mount_points() -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let cgroup = |line: &str| {
         let (fields, rest) = line.split_once(" - ")?;
         rest.starts_with("cgroup2 ")
             .then(|| fields.split(' ').nth(4).map(PathBuf::from))
             .flatten()
-    })
+    };
+    mounts.lines().filter_map(cgroup).collect()
 }
 
 /// The agent's own connections to applications are recognised by the programs at the cgroup, so it must be below it.

@@ -77,7 +77,11 @@ impl<H: Handler> Answer<H> {
         let accepted = match decision {
             Ok(accepted) => accepted,
             Err(refusal) => {
-                return self.refuse(respond, refusal.status, refusal.reason, Some(request.authority));
+                answer(&mut respond, refusal.status);
+                if !refusal.told {
+                    self.refused(Some(request.authority), refusal.reason);
+                }
+                return Answered::Refused;
             }
         };
         let mut closing = Closing {
@@ -109,10 +113,7 @@ impl<H: Handler> Answer<H> {
         reason: Reason,
         authority: Option<Authority>,
     ) -> Answered {
-        let mut response = Response::new(());
-        *response.status_mut() = status;
-        // Fails only when the peer gave up meanwhile.
-        let _ = respond.send_response(response, true);
+        answer(&mut respond, status);
         self.refused(authority, reason);
         Answered::Refused
     }
@@ -128,6 +129,14 @@ impl<H: Handler> Answer<H> {
             by_peer: false,
         });
     }
+}
+
+/// Answers with a status and nothing else.
+fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // Fails only when the peer gave up meanwhile.
+    let _ = respond.send_response(response, true);
 }
 
 /// Tells the observer how the connection ended, also when the task is dropped.

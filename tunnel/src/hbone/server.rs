@@ -77,6 +77,8 @@ pub struct Refusal {
     pub status: StatusCode,
     /// The reason, for flow and metric.
     pub reason: Reason,
+    /// The handler has told of it itself: [`Handler::refused`] is not called.
+    pub told: bool,
 }
 
 /// A handshake or request that was refused before a [`Handler`] decided, or by its decision.
@@ -151,6 +153,7 @@ impl Refusal {
     pub const POLICY: Self = Self {
         status: StatusCode::UNAUTHORIZED,
         reason: Reason::PolicyDenied,
+        told: false,
     };
 
     /// The application or the way to it failed: 503.
@@ -159,7 +162,14 @@ impl Refusal {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             reason,
+            told: false,
         }
+    }
+
+    /// The same, of which the handler has told.
+    #[must_use]
+    pub fn told(self) -> Self {
+        Self { told: true, ..self }
     }
 }
 

@@ -1,28 +1,58 @@
 //! What the configuration says, in the form that a connection needs: look-ups by address. Immutable; a change makes another.
 
+mod change;
+mod service;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
+use weir_policy::{Authorization, Policies, PolicyError, Warning, WorkloadPolicies};
 use weir_types::{FlowPeer, Identity, IdentityError, api::WorkloadStatus};
 
-use crate::config::{ConfigFile, MtlsMode, ServicePort, TunnelProtocol};
+use crate::config::{ConfigFile, SameNodeMode, TunnelProtocol};
 
-/// All that is known of workloads and services.
+pub use change::Change;
+pub use service::{Backend, Service};
+
+/// All that is known of workloads, services and policies.
 #[derive(Debug, Default)]
 pub struct Mesh {
-    workloads: Vec<Arc<Workload>>,
+    workloads: BTreeMap<String, Arc<Workload>>,
     by_address: HashMap<IpAddr, Arc<Workload>>,
     services: HashMap<IpAddr, Arc<Service>>,
-    local: Vec<Arc<LocalPod>>,
+    local: BTreeMap<String, Arc<LocalPod>>,
+    policies: Arc<PolicySource>,
+    version: u32,
     generation: u32,
 }
 
+/// Policies as they were written, to know whether they changed, and compiled.
+#[derive(Debug)]
+struct PolicySource {
+    root_namespace: String,
+    authorization: Vec<weir_policy::AuthorizationPolicy>,
+    peer: Vec<weir_policy::PeerAuthentication>,
+    compiled: Policies,
+    warnings: Vec<Warning>,
+}
+
+/// Why a checked configuration cannot be compiled: the check of the file excludes each.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshError {
+    /// A workload's namespace or account is no Kubernetes name.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A policy is wrong.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
+
 /// A workload.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Workload {
     /// Its uid.
     pub uid: String,
@@ -34,39 +64,27 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// Its node.
     pub node: String,
+    /// Its node's zone.
+    pub zone: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// What it understands.
     pub tunnel: TunnelProtocol,
+    /// What applies to it, once somebody asked.
+    policies: OnceLock<WorkloadPolicies>,
 }
 
 /// A pod of this node.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct LocalPod {
     /// Its workload.
     pub workload: Arc<Workload>,
     /// File of its network namespace.
     pub netns: PathBuf,
-    /// Whether it accepts plaintext.
-    pub mode: MtlsMode,
-}
-
-/// A service.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Service {
-    /// `namespace/name`.
-    pub name: Arc<str>,
-    ports: Vec<ServicePort>,
-    endpoints: Vec<Endpoint>,
-    /// Identities that its servers may present besides their own.
-    pub subject_alt_names: Vec<Identity>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Endpoint {
-    addresses: Vec<IpAddr>,
-    workload: Option<Arc<Workload>>,
-    healthy: bool,
+    /// Ports at which the kubelet probes it.
+    pub probe_ports: Vec<u16>,
+    /// How it reaches other pods of this node, and they it.
+    pub same_node: SameNodeMode,
 }
 
 /// Where a destination address leads.
@@ -80,28 +98,19 @@ pub enum Destination {
     Outside,
 }
 
-/// One endpoint of a service, chosen for a connection.
-#[derive(Debug, Clone)]
-pub struct Backend {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Its workload, unless it is outside the mesh.
-    pub workload: Option<Arc<Workload>>,
-}
-
 // === impl Mesh ===
 
 impl Mesh {
-    /// Compiles a checked configuration.
+    /// Compiles a checked configuration that follows `previous`.
     ///
     /// # Errors
-    /// When a workload's namespace or account is no Kubernetes name, which the check of the file excludes.
-    pub fn new(config: &ConfigFile, generation: u32) -> Result<Self, IdentityError> {
+    /// When something is wrong that the check of the file excludes.
+    pub fn new(config: &ConfigFile, previous: &Self) -> Result<Self, MeshError> {
         let mut mesh = Self {
-            generation,
+            version: previous.version.wrapping_add(1),
+            policies: PolicySource::of(config, &previous.policies)?,
             ..Self::default()
         };
-        let mut by_uid = HashMap::new();
         for source in config.workloads.iter().map(|w| &w.value) {
             let workload = Arc::new(Workload {
                 uid: source.uid.clone(),
@@ -109,57 +118,80 @@ impl Mesh {
                 identity: Identity::new(&config.trust_domain, &source.namespace, &source.service_account)?,
                 addresses: source.addresses.iter().map(IpAddr::to_canonical).collect(),
                 node: source.node.clone(),
+                zone: source.zone.clone(),
                 labels: source.labels.clone(),
                 tunnel: source.tunnel,
+                policies: OnceLock::new(),
             });
             for address in &workload.addresses {
                 mesh.by_address.insert(*address, workload.clone());
             }
-            by_uid.insert(source.uid.as_str(), workload.clone());
-            mesh.workloads.push(workload);
+            mesh.workloads.insert(source.uid.clone(), workload);
         }
         for pod in config.pods.iter().map(|p| &p.value) {
-            if let Some(workload) = by_uid.get(pod.uid.as_str()) {
-                mesh.local.push(Arc::new(LocalPod {
+            if let Some(workload) = mesh.workloads.get(&pod.uid) {
+                let local = LocalPod {
                     workload: workload.clone(),
                     netns: pod.netns.clone(),
-                    mode: config.mtls.value.mode(&pod.uid, &pod.namespace),
-                }));
+                    probe_ports: pod.probe_ports.iter().map(|port| port.get()).collect(),
+                    same_node: config.same_node.value.mode(&pod.uid, &pod.namespace),
+                };
+                mesh.local.insert(pod.uid.clone(), Arc::new(local));
             }
         }
         for source in config.services.iter().map(|s| &s.value) {
-            let endpoint = |endpoint: &crate::config::EndpointConfig| {
-                let workload = endpoint
-                    .workload
-                    .as_deref()
-                    .and_then(|uid| by_uid.get(uid))
-                    .cloned();
-                let own = endpoint.address.map(|address| vec![address.to_canonical()]);
-                Endpoint {
-                    addresses: own
-                        .or_else(|| workload.as_ref().map(|w| w.addresses.clone()))
-                        .unwrap_or_default(),
-                    workload,
-                    healthy: endpoint.healthy,
-                }
-            };
-            let service = Arc::new(Service {
-                name: format!("{}/{}", source.namespace, source.name).into(),
-                ports: source.ports.clone(),
-                endpoints: source.endpoints.iter().map(|e| endpoint(&e.value)).collect(),
-                subject_alt_names: source.subject_alt_names.clone(),
-            });
+            let service = Arc::new(Service::new(source, &mesh.workloads));
             for address in &source.addresses {
                 mesh.services.insert(address.to_canonical(), service.clone());
             }
         }
+        mesh.generation = previous.generation;
+        if mesh.change_from(previous).is_everything() {
+            mesh.generation = previous.generation.wrapping_add(1);
+        }
         Ok(mesh)
+    }
+
+    /// Nothing, before the first configuration, with the generation that an earlier agent left in the kernel.
+    #[must_use]
+    pub fn nothing(generation: u32) -> Self {
+        Self {
+            generation,
+            ..Self::default()
+        }
     }
 
     /// The number of this configuration.
     #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The number of the policies and local pods that it has: what the kernel remembers holds under one of these.
+    #[must_use]
     pub fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// All policies.
+    #[must_use]
+    pub fn policies(&self) -> &Policies {
+        &self.policies.compiled
+    }
+
+    /// What of the policies may not do what was meant.
+    #[must_use]
+    pub fn warnings(&self) -> &[Warning] {
+        &self.policies.warnings
+    }
+
+    /// What applies to a workload of this mesh.
+    #[must_use]
+    pub fn policies_of<'a>(&'a self, workload: &'a Workload) -> &'a WorkloadPolicies {
+        workload.policies.get_or_init(|| {
+            self.policies()
+                .for_workload(workload.identity.namespace(), &workload.labels)
+        })
     }
 
     /// Where an address leads. Services first: a virtual address is no workload's.
@@ -180,9 +212,29 @@ impl Mesh {
         self.by_address.get(&address)
     }
 
-    /// The pods of this node.
+    /// The workload with this uid.
     #[must_use]
-    pub fn local(&self) -> &[Arc<LocalPod>] {
+    pub fn workload_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// Every workload, by uid.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// Every service, by name.
+    #[must_use]
+    pub fn services(&self) -> Vec<&Arc<Service>> {
+        let mut services: Vec<_> = self.services.values().collect();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        services.dedup_by(|a, b| a.name == b.name);
+        services
+    }
+
+    /// The pods of this node, by uid.
+    #[must_use]
+    pub fn local(&self) -> &BTreeMap<String, Arc<LocalPod>> {
         &self.local
     }
 
@@ -199,11 +251,8 @@ impl Mesh {
     #[must_use]
     pub fn status(&self) -> Vec<WorkloadStatus> {
         let mut services: HashMap<&str, Vec<String>> = HashMap::new();
-        let mut named: Vec<&Arc<Service>> = self.services.values().collect();
-        named.sort_by(|a, b| a.name.cmp(&b.name));
-        named.dedup_by(|a, b| a.name == b.name);
-        for service in named {
-            for workload in service.endpoints.iter().filter_map(|e| e.workload.as_ref()) {
+        for service in self.services() {
+            for workload in service.workloads() {
                 services
                     .entry(&workload.uid)
                     .or_default()
@@ -212,7 +261,7 @@ impl Mesh {
         }
         let mut all: Vec<_> = self
             .workloads
-            .iter()
+            .values()
             .map(|workload| WorkloadStatus {
                 uid: workload.uid.clone(),
                 namespace: workload.identity.namespace().to_owned(),
@@ -227,11 +276,57 @@ impl Mesh {
                 .to_owned(),
                 services: services.remove(workload.uid.as_str()).unwrap_or_default(),
                 labels: workload.labels.clone(),
-                local: self.local.iter().any(|pod| pod.workload.uid == workload.uid),
+                local: self.local.contains_key(&workload.uid),
             })
             .collect();
         all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         all
+    }
+}
+
+impl Default for PolicySource {
+    fn default() -> Self {
+        #[expect(clippy::expect_used, reason = "nothing is wrong with no policies")]
+        let compiled = Policies::new("", Vec::new(), &[]).expect("no policies");
+        Self {
+            root_namespace: String::new(),
+            authorization: Vec::new(),
+            peer: Vec::new(),
+            compiled,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl PolicySource {
+    /// Those of a configuration; the previous ones as they are if they are the same.
+    fn of(config: &ConfigFile, previous: &Arc<Self>) -> Result<Arc<Self>, PolicyError> {
+        let authorization = config.authorization_policies.iter().map(|p| &p.value);
+        let peer = config.peer_authentications.iter().map(|p| &p.value);
+        if previous.root_namespace == config.root_namespace
+            && authorization.clone().eq(&previous.authorization)
+            && peer.clone().eq(&previous.peer)
+        {
+            return Ok(previous.clone());
+        }
+        let root = &config.root_namespace;
+        let mut warnings = Vec::new();
+        let mut compiled: Vec<Authorization> = Vec::new();
+        for policy in authorization.clone() {
+            let (policy, cautions) = policy.compile(root)?;
+            compiled.push(policy);
+            warnings.extend(cautions);
+        }
+        let peer: Vec<_> = peer.cloned().collect();
+        let compiled = Policies::new(root, compiled, &peer)?;
+        warnings.extend_from_slice(compiled.warnings());
+        Ok(Arc::new(Self {
+            root_namespace: root.clone(),
+            authorization: authorization.cloned().collect(),
+            warnings,
+            compiled,
+            peer,
+        }))
     }
 }
 
@@ -257,41 +352,6 @@ impl Workload {
     }
 }
 
-impl Service {
-    /// Its healthy endpoints for a port, in the order in which a connection tries them: evenly shuffled by `seed`.
-    ///
-    /// Endpoints of the family that the client asked for come first. `None` when the service does not have the port.
-    #[must_use]
-    pub fn backends(&self, port: u16, v4: bool, seed: u64) -> Option<Vec<Backend>> {
-        let port = self.ports.iter().find(|p| p.port.get() == port)?;
-        let target = port.target_port.unwrap_or(port.port).get();
-        let mut backends: Vec<Backend> = self
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.healthy)
-            .filter_map(|endpoint| {
-                let address = endpoint
-                    .addresses
-                    .iter()
-                    .find(|a| a.is_ipv4() == v4)
-                    .or(endpoint.addresses.first())?;
-                let address = SocketAddr::new(*address, target);
-                Some(Backend {
-                    address,
-                    workload: endpoint.workload.clone(),
-                })
-            })
-            .collect();
-        let count = backends.len();
-        if count > 1 {
-            let start = usize::try_from(seed % count as u64).unwrap_or(0);
-            backends.rotate_left(start);
-        }
-        backends.sort_by_key(|backend| backend.address.is_ipv4() != v4);
-        Some(backends)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,7 +360,6 @@ mod tests {
 node: n1
 trustDomain: cluster.local
 ca: { dir: /ca }
-mtls: { namespaces: { b: STRICT }, workloads: { w2: PERMISSIVE } }
 pods: [{ uid: w1, namespace: a, serviceAccount: x, netns: /n }]
 workloads:
 - { uid: w1, namespace: a, serviceAccount: x, addresses: [10.0.0.1, 'fd00::1'], node: n1 }
@@ -315,7 +374,11 @@ services:
 ";
 
     fn mesh() -> Mesh {
-        Mesh::new(&crate::config::parse("t.yaml".as_ref(), CONFIG).unwrap(), 1).unwrap()
+        Mesh::new(
+            &crate::config::parse("t.yaml".as_ref(), CONFIG).unwrap(),
+            &Mesh::nothing(0),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -325,37 +388,5 @@ services:
         assert!(matches!(to("10.96.0.1"), Destination::Service(s) if &*s.name == "a/s"));
         assert!(matches!(to("fd00::1"), Destination::Workload(w) if w.uid == "w1"));
         assert!(matches!(to("192.0.2.1"), Destination::Outside));
-    }
-
-    #[test]
-    fn every_healthy_endpoint_is_first_equally_often_and_the_clients_family_is_preferred() {
-        let mesh = mesh();
-        let Destination::Service(service) = mesh.destination("10.96.0.1".parse().unwrap()) else {
-            panic!()
-        };
-        let mut first: HashMap<SocketAddr, u32> = HashMap::new();
-        for seed in 0..300 {
-            let backends = service.backends(80, true, seed).unwrap();
-            assert_eq!(backends.len(), 3);
-            *first.entry(backends[0].address).or_default() += 1;
-        }
-        assert_eq!(first.len(), 3);
-        assert!(first.values().all(|count| *count == 100), "{first:?}");
-        assert_eq!(
-            service.backends(80, false, 1).unwrap()[0].address,
-            "[fd00::1]:8080".parse().unwrap()
-        );
-        assert!(service.backends(81, true, 0).is_none());
-    }
-
-    #[test]
-    fn the_narrowest_mode_counts() {
-        let mtls = crate::config::parse("t.yaml".as_ref(), CONFIG)
-            .unwrap()
-            .mtls
-            .value;
-        assert_eq!(mtls.mode("w1", "a"), MtlsMode::Permissive);
-        assert_eq!(mtls.mode("w3", "b"), MtlsMode::Strict);
-        assert_eq!(mtls.mode("w2", "b"), MtlsMode::Permissive);
     }
 }

@@ -1,0 +1,226 @@
+//! The agent's decisions, as the kernel programs cache them: written here alone, so what is in the maps is known without
+//! walking them.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+};
+
+use aya::maps::{HashMap as BpfMap, MapData, MapError};
+use weir_abi::{
+    Backend, BackendKey, Endpoint, Reason, Verdict, VerdictKey, VerdictKind, user::address_words,
+};
+
+use super::{Datapath, DatapathError, PodHandle, maps::failed};
+
+/// Verdicts of one pod: a port scan pushes out the pod's own oldest, and nobody else's.
+const VERDICTS_PER_POD: usize = 4096;
+/// Backends of the services in one pod's verdicts.
+const BACKENDS_PER_POD: usize = 16_384;
+
+/// A decision to remember for a pod and a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remember {
+    /// Outside the mesh: leave it alone.
+    Pass,
+    /// To a pod on this node, in the clear.
+    Direct(PodHandle),
+    /// Refuse it at once.
+    Deny(Reason),
+    /// To one of these, each equally often.
+    Service(Vec<Backend>),
+}
+
+pub(super) struct VerdictTable {
+    verdicts: BpfMap<MapData, VerdictKey, Verdict>,
+    backends: BpfMap<MapData, BackendKey, Backend>,
+    /// What is in `verdicts`: the set and number of backends of each.
+    known: HashMap<VerdictKey, (u32, u32)>,
+    by_address: HashMap<[u32; 4], Vec<VerdictKey>>,
+    by_pod: HashMap<u32, Share>,
+    next_set: u32,
+}
+
+/// What one pod has.
+#[derive(Default)]
+struct Share {
+    /// Oldest first. May name some that are gone.
+    order: VecDeque<VerdictKey>,
+    verdicts: usize,
+    backends: usize,
+}
+
+impl VerdictTable {
+    /// Takes the maps over, and forgets what an earlier agent decided.
+    pub(super) fn new(
+        verdicts: BpfMap<MapData, VerdictKey, Verdict>,
+        backends: BpfMap<MapData, BackendKey, Backend>,
+    ) -> Self {
+        let mut table = Self {
+            verdicts,
+            backends,
+            known: HashMap::new(),
+            by_address: HashMap::new(),
+            by_pod: HashMap::new(),
+            // A program that read an earlier agent's verdict a moment ago must not find another set under its number.
+            next_set: rand::random(),
+        };
+        let stale: Vec<VerdictKey> = table.verdicts.keys().filter_map(Result::ok).collect();
+        for key in stale {
+            let _ = table.verdicts.remove(&key);
+        }
+        let stale: Vec<BackendKey> = table.backends.keys().filter_map(Result::ok).collect();
+        for key in stale {
+            let _ = table.backends.remove(&key);
+        }
+        table
+    }
+
+    fn insert(&mut self, key: VerdictKey, generation: u32, remember: &Remember) -> Result<(), MapError> {
+        self.remove(&key);
+        let mut verdict = Verdict {
+            generation,
+            ..Verdict::default()
+        };
+        let mut backends: &[Backend] = &[];
+        match remember {
+            Remember::Pass => verdict.kind = VerdictKind::PASS,
+            Remember::Direct(pod) => (verdict.kind, verdict.dest_pod) = (VerdictKind::DIRECT, pod.0),
+            Remember::Deny(reason) => (verdict.kind, verdict.reason) = (VerdictKind::DENY, *reason as u32),
+            Remember::Service(set) => {
+                if set.is_empty() || set.len() > BACKENDS_PER_POD {
+                    return Ok(());
+                }
+                self.next_set = self.next_set.wrapping_add(1);
+                (verdict.kind, verdict.set) = (VerdictKind::SERVICE, self.next_set);
+                backends = set;
+            }
+        }
+        let count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+        verdict.count = count;
+        self.make_room(key.pod, backends.len());
+        for (index, backend) in (0..).zip(backends) {
+            let slot = BackendKey {
+                set: verdict.set,
+                index,
+            };
+            if let Err(error) = self.backends.insert(slot, backend, 0) {
+                self.remove_backends(verdict.set, index);
+                return Err(error);
+            }
+        }
+        if let Err(error) = self.verdicts.insert(key, verdict, 0) {
+            self.remove_backends(verdict.set, count);
+            return Err(error);
+        }
+        self.known.insert(key, (verdict.set, count));
+        self.by_address.entry(key.dst.addr).or_default().push(key);
+        let share = self.by_pod.entry(key.pod).or_default();
+        share.order.push_back(key);
+        share.verdicts += 1;
+        share.backends += backends.len();
+        Ok(())
+    }
+
+    /// Pushes out a pod's oldest verdicts until it may have another with this many backends.
+    fn make_room(&mut self, pod: u32, backends: usize) {
+        while let Some(share) = self.by_pod.get_mut(&pod) {
+            let full = share.verdicts >= VERDICTS_PER_POD || share.backends + backends > BACKENDS_PER_POD;
+            // Names of what is gone are dropped on the way, so that they do not pile up.
+            if !full && share.order.len() < 2 * VERDICTS_PER_POD {
+                return;
+            }
+            match share.order.pop_front() {
+                Some(oldest) => self.remove(&oldest),
+                None => return,
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &VerdictKey) {
+        let Some((set, count)) = self.known.remove(key) else {
+            return;
+        };
+        let _ = self.verdicts.remove(key);
+        self.remove_backends(set, count);
+        if let Some(keys) = self.by_address.get_mut(&key.dst.addr) {
+            keys.retain(|other| other != key);
+            if keys.is_empty() {
+                self.by_address.remove(&key.dst.addr);
+            }
+        }
+        if let Some(share) = self.by_pod.get_mut(&key.pod) {
+            share.verdicts -= 1;
+            share.backends -= count as usize;
+        }
+    }
+
+    fn remove_backends(&mut self, set: u32, count: u32) {
+        for index in 0..count {
+            let _ = self.backends.remove(&BackendKey { set, index });
+        }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        let all: Vec<VerdictKey> = self.known.keys().copied().collect();
+        for key in all {
+            self.remove(&key);
+        }
+        self.by_pod.clear();
+    }
+
+    /// Forgets what was decided for a pod.
+    pub(super) fn forget_pod(&mut self, pod: u32) {
+        if let Some(share) = self.by_pod.remove(&pod) {
+            // Its share is gone: `remove` has nothing to count down there.
+            for key in share.order {
+                self.remove(&key);
+            }
+        }
+    }
+
+    fn forget_address(&mut self, address: IpAddr) {
+        let keys = self.by_address.get(&address_words(address)).cloned();
+        for key in keys.unwrap_or_default() {
+            self.remove(&key);
+        }
+    }
+}
+
+impl Datapath {
+    /// Remembers a decision, unless `still_holds` says that what it was decided under is not in force any more. That is
+    /// asked under the lock under which [`Datapath::forget`] works, so nothing stale stays.
+    ///
+    /// # Errors
+    /// When the maps are full.
+    pub fn remember(
+        &self,
+        pod: PodHandle,
+        destination: Endpoint,
+        generation: u32,
+        remember: &Remember,
+        still_holds: impl FnOnce() -> bool,
+    ) -> Result<(), DatapathError> {
+        let mut tables = self.tables();
+        if !still_holds() {
+            return Ok(());
+        }
+        let key = VerdictKey {
+            pod: pod.0,
+            dst: destination,
+        };
+        tables
+            .verdicts
+            .insert(key, generation, remember)
+            .map_err(failed("VERDICTS"))
+    }
+
+    /// Forgets what was decided about these destinations.
+    pub fn forget(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let mut tables = self.tables();
+        for address in addresses {
+            tables.verdicts.forget_address(address);
+        }
+    }
+}
