@@ -139,3 +139,75 @@ impl From<IpAddr> for Address {
         Self(address.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_read_without_host_bits_and_ipv4_is_ipv4_however_written() {
+        let table = [
+            ("10.0.0.0/8", Ok("10.0.0.0/8")),
+            ("10.1.2.3/8", Ok("10.0.0.0/8")),
+            ("10.1.2.3", Ok("10.1.2.3/32")),
+            ("0.0.0.0/0", Ok("0.0.0.0/0")),
+            ("255.255.255.255/32", Ok("255.255.255.255/32")),
+            ("fd00::1:2/8", Ok("fd00::/8")),
+            ("FD00::1", Ok("fd00::1/128")),
+            ("::/0", Ok("::/0")),
+            ("::ffff:10.1.2.3", Ok("10.1.2.3/32")),
+            ("::ffff:10.1.2.3/104", Ok("10.0.0.0/8")),
+            ("::ffff:10.1.2.3/96", Ok("0.0.0.0/0")),
+            ("::ffff:10.1.2.3/95", Err(CidrError::Mapped)),
+            ("10.0.0.0/33", Err(CidrError::Length { most: 32 })),
+            ("10.0.0.0/256", Err(CidrError::Length { most: 32 })),
+            ("10.0.0.0/+8", Err(CidrError::Length { most: 32 })),
+            ("10.0.0.0/-1", Err(CidrError::Length { most: 32 })),
+            ("10.0.0.0/", Err(CidrError::Length { most: 32 })),
+            ("10.0.0.0/8/8", Err(CidrError::Length { most: 32 })),
+            ("fd00::/129", Err(CidrError::Length { most: 128 })),
+            ("10.0.0", Err(CidrError::Address)),
+            ("10.0.0.0.0/8", Err(CidrError::Address)),
+            ("010.0.0.1", Err(CidrError::Address)),
+            ("fe80::1%eth0", Err(CidrError::Address)),
+            ("[fd00::]/8", Err(CidrError::Address)),
+            ("/8", Err(CidrError::Address)),
+            ("", Err(CidrError::Address)),
+            (" 10.0.0.1", Err(CidrError::Address)),
+            ("*", Err(CidrError::Address)),
+        ];
+        for (text, expected) in table {
+            let read = text.parse::<Cidr>();
+            assert_eq!(
+                read.map(|block| block.to_string()),
+                expected.map(str::to_owned),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_block_contains_the_addresses_of_its_family_that_begin_as_it_does() {
+        let table = [
+            ("10.0.0.0/8", "10.255.255.255", true),
+            ("10.0.0.0/8", "9.255.255.255", false),
+            ("10.0.0.0/8", "11.0.0.0", false),
+            ("10.0.0.128/25", "10.0.0.127", false),
+            ("10.0.0.128/25", "::ffff:10.0.0.128", true),
+            ("10.0.0.1", "10.0.0.0", false),
+            ("0.0.0.0/0", "255.0.0.1", true),
+            ("0.0.0.0/0", "::1", false),
+            ("::/0", "::1", true),
+            ("::/0", "1.2.3.4", false),
+            ("::/0", "::ffff:1.2.3.4", false),
+            // The deprecated form of IPv4 in IPv6 is IPv6.
+            ("0.0.0.0/0", "::1.2.3.4", false),
+            ("fd00::/9", "fd7f::", true),
+            ("fd00::/9", "fd80::", false),
+        ];
+        for (block, address, expected) in table {
+            let (parsed, parsed_address): (Cidr, IpAddr) = (block.parse().unwrap(), address.parse().unwrap());
+            assert_eq!(parsed.contains(parsed_address), expected, "{block} {address}");
+        }
+    }
+}

@@ -259,10 +259,12 @@ impl Policies {
             let namespace = self.namespaces.entry(namespace.to_owned()).or_default();
             namespace.peer = Selectors::new(selectors.into_iter());
         }
-        let scopes = self.namespaces.values().map(|namespace| &namespace.own);
-        for scope in scopes.chain([&self.mesh]) {
-            self.warnings.append(&mut shadowed(&self.peer, &scope.peer));
-        }
+        let namespaces = self.namespaces.values().map(|namespace| &namespace.own);
+        let mut scopes: Vec<_> = namespaces.chain([&self.mesh]).map(|scope| &scope.peer).collect();
+        // The same order each time, whatever that of the table.
+        scopes.sort_unstable();
+        let shadowed = scopes.into_iter().flat_map(|peer| shadowed(&self.peer, peer));
+        self.warnings.extend(shadowed);
     }
 }
 
