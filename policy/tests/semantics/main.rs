@@ -6,3 +6,4 @@ mod conversion;
 mod peer_authentication;
 mod scopes;
 mod support;
+mod values;

@@ -62,6 +62,20 @@ pub(crate) fn decide(policies: &WorkloadPolicies, request: &str) -> String {
     }))
 }
 
+/// Decides on requests to the workload `shop/web`, where these AuthorizationPolicies are all there are.
+/// A row is a sentence, the request and the decision, as [`decide`] has them.
+pub(crate) fn table(yaml: &str, rows: &[(&str, &str, &str)]) {
+    let policies = policies(&format!("authorizationPolicies:\n{yaml}"));
+    let policies = workload(&policies, "shop/web");
+    for (sentence, request, expected) in rows {
+        assert_eq!(
+            decide(&policies, request),
+            *expected,
+            "{sentence}: {request}\n{yaml}"
+        );
+    }
+}
+
 pub(crate) fn warnings(warnings: &[Warning]) -> Vec<String> {
     warnings.iter().map(ToString::to_string).collect()
 }
