@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod explain;
 mod flows;
 mod status;
 mod workloads;
@@ -13,6 +14,8 @@ use clap_complete::Shell;
 
 /// The agent could not be reached.
 const EXIT_NO_AGENT: u8 = 3;
+/// The connection that was asked about would be refused.
+const EXIT_REFUSED: u8 = 4;
 
 /// Shows what the mesh does on this node: who talks to whom, as whom, and why a connection was refused.
 #[derive(Debug, Parser)]
@@ -23,8 +26,9 @@ const EXIT_NO_AGENT: u8 = 3;
         weir flows --last 20                      the last 20 flows of this node\n  \
         weir flows --follow --verdict denied      refusals as they happen\n  \
         weir status                               pods, programs, certificates, tunnels, errors\n  \
-        weir workloads                            every workload that the agent knows\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent is not there."
+        weir workloads                            every workload that the agent knows\n  \
+        weir explain --from web --to api --port 80   what would become of a connection, and why\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent is not there, 4 explain: it would be refused."
 )]
 struct Arguments {
     /// The agent's socket.
@@ -40,6 +44,8 @@ enum Command {
     Flows(flows::Flows),
     /// Show the agent's state: pods, programs, certificates, tunnels, errors.
     Status(status::Status),
+    /// Say what would become of a connection, and why, without sending anything.
+    Explain(explain::Explain),
     /// Show the workloads that the agent knows.
     Workloads(workloads::Workloads),
     /// Print a script that completes this command in a shell.
@@ -56,6 +62,11 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Flows(flows) => flows.run(&agent),
         Command::Status(status) => status.run(&agent),
+        Command::Explain(explain) => match explain.run(&agent) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(EXIT_REFUSED),
+            Err(error) => Err(error),
+        },
         Command::Workloads(workloads) => workloads.run(&agent),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut io::stdout());

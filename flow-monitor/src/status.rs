@@ -19,7 +19,7 @@ use crate::client::Agent;
 #[command(after_help = "Examples:\n  weir status\n  weir status -o json | jq .certificates")]
 pub(crate) struct Status {
     /// How to print.
-    #[arg(long, short, value_enum, default_value = "text")]
+    #[arg(long, visible_alias = "format", short, value_enum, default_value = "text")]
     output: Output,
 }
 

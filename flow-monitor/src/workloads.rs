@@ -21,7 +21,7 @@ pub(crate) struct Workloads {
     #[arg(long, short, value_name = "NAMESPACE")]
     namespace: Vec<String>,
     /// How to print; JSON is one object a line.
-    #[arg(long, short, value_enum, default_value = "text")]
+    #[arg(long, visible_alias = "format", short, value_enum, default_value = "text")]
     output: Output,
 }
 

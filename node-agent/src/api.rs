@@ -16,7 +16,7 @@ use tokio::{
 };
 use weir_types::api::{FlowsRequest, MAX_REQUEST, Request, Response};
 
-use crate::agent::Agent;
+use crate::{agent::Agent, explain};
 
 /// Clients at once: people and their scripts.
 const CLIENTS: usize = 64;
@@ -99,6 +99,10 @@ async fn answer(stream: UnixStream, agent: &Agent) -> io::Result<()> {
                 send(&mut out, &Response::Workload(workload)).await?;
             }
         }
+        Ok(Request::Explain(request)) => match explain::explain(&agent.node, &request) {
+            Ok(explanation) => send(&mut out, &Response::Explanation(Box::new(explanation))).await?,
+            Err(error) => return refuse(&mut out, &error.to_string()).await,
+        },
         Ok(Request::Flows(request)) => {
             // A client that hangs up is noticed also while there is nothing to send.
             let mut sink = [0; 1];

@@ -273,7 +273,11 @@ impl Enrolment {
         self.node.datapath.detach_pod(pod.handle);
         pod.left.cancel();
         self.serve.forget(pod);
-        tracing::info!(pod = pod.workload.uid, why, "pod removed");
+        let workload = &pod.workload;
+        self.node
+            .metrics
+            .forget_pod(workload.identity.namespace(), &workload.name);
+        tracing::info!(pod = workload.uid, why, "pod removed");
     }
 }
 

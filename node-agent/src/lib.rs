@@ -8,6 +8,7 @@ pub mod api;
 pub mod config;
 pub mod datapath;
 pub mod enrol;
+pub mod explain;
 pub mod flows;
 pub mod http;
 pub mod inbound;

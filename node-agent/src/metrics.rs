@@ -9,7 +9,7 @@ use prometheus::{
     Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
 };
-use weir_types::{Flow, FlowEvent, FlowPath, Reason, TrafficDirection};
+use weir_types::{Flow, FlowEvent, FlowPath, FlowVerdict, Reason, TrafficDirection};
 
 /// All metrics of the agent. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub struct Metrics {
     opened: IntCounterVec,
     open: IntGaugeVec,
     refused: IntCounterVec,
+    workload_refused: IntCounterVec,
+    dry_run_denied: IntCounterVec,
     bytes: IntCounterVec,
     duration: Histogram,
     refusals: Arc<Vec<AtomicU64>>,
@@ -83,6 +85,16 @@ impl Metrics {
                 "Connections refused or failed before they were open, by reason.",
                 &["direction", "reason"],
             ),
+            workload_refused: counters(
+                "weir_workload_refused_total",
+                "Connections to a pod of this node that this node refused, by reason.",
+                &["namespace", "workload", "reason"],
+            ),
+            dry_run_denied: counters(
+                "weir_workload_dry_run_denied_total",
+                "Connections to a pod of this node that a dry-run policy would have refused.",
+                &["namespace", "workload"],
+            ),
             bytes: counters(
                 "weir_bytes_total",
                 "Payload bytes of closed connections, from client to server (sent) and back (received).",
@@ -131,12 +143,25 @@ impl Metrics {
     pub fn count(&self, flow: &Flow) {
         let direction = direction(flow.direction);
         match flow.event {
-            FlowEvent::Open => self.opened.with_label_values(&[direction, path(flow.path)]).inc(),
+            FlowEvent::Open => {
+                self.opened.with_label_values(&[direction, path(flow.path)]).inc();
+                if flow.dry_run.is_some()
+                    && let Some((namespace, pod)) = local_destination(flow)
+                {
+                    self.dry_run_denied.with_label_values(&[namespace, pod]).inc();
+                }
+            }
             FlowEvent::Refused => {
                 self.refused
                     .with_label_values(&[direction, flow.reason.as_str()])
                     .inc();
                 self.refusals[flow.reason as usize].fetch_add(1, Ordering::Relaxed);
+                if flow.verdict == FlowVerdict::Denied
+                    && let Some((namespace, pod)) = local_destination(flow)
+                {
+                    let labels = [namespace, pod, flow.reason.as_str()];
+                    self.workload_refused.with_label_values(&labels).inc();
+                }
             }
             FlowEvent::Close => {
                 self.bytes
@@ -148,6 +173,16 @@ impl Metrics {
                 self.duration.observe(flow.duration_us as f64 / 1e6);
             }
         }
+    }
+
+    /// Forgets what was counted for a pod that left the node.
+    pub fn forget_pod(&self, namespace: &str, pod: &str) {
+        // Errors here: there was no such count.
+        for reason in Reason::ALL {
+            let labels = [namespace, pod, reason.as_str()];
+            let _ = self.workload_refused.remove_label_values(&labels);
+        }
+        let _ = self.dry_run_denied.remove_label_values(&[namespace, pod]);
     }
 
     /// A connection through the agent is open.
@@ -196,6 +231,16 @@ fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometh
         .register(Box::new(metric.clone()))
         .expect("a name used once");
     metric
+}
+
+/// The pod of this node that a connection was for, if this node decided about it. Names of other nodes' pods are no labels:
+/// there is no end to them.
+fn local_destination(flow: &Flow) -> Option<(&str, &str)> {
+    let here = flow.direction == TrafficDirection::Ingress
+        || flow.path == FlowPath::Direct
+        || (flow.path == FlowPath::Nowhere && flow.policy.is_some());
+    let end = &flow.destination;
+    here.then_some((end.namespace.as_deref()?, end.pod.as_deref()?))
 }
 
 /// The label of a direction.

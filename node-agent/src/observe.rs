@@ -147,12 +147,13 @@ fn pods(node: &Node, mesh: &Mesh, event: &Event, from: SocketAddr, to: SocketAdd
             });
         }
     } else if event.kind == EventKind::CONNECT_DENIED
-        && let Err(NoRoute::Denied { candidate, .. }) = node.router(mesh).route(&pod.workload, to, None, 0)
+        && let Err(NoRoute::Denied { denied, .. }) = node.router(mesh).route(&pod.workload, to, None, 0)
+        && let Some(first) = denied.into_iter().next()
     {
-        if let Some(workload) = &candidate.workload {
-            ends.destination = workload.verified_peer(candidate.address);
+        if let Some(workload) = &first.workload {
+            ends.destination = workload.verified_peer(first.address);
         }
-        ends.judgement = candidate.judgement;
+        ends.judgement = first.judgement;
     }
     Some(ends)
 }

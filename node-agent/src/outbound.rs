@@ -165,16 +165,19 @@ fn candidates(
         }
         Err(NoRoute::Service(_, reason)) => Err((reason, None)),
         Err(NoRoute::Denied {
-            candidate,
+            denied,
             remember: what,
             ..
         }) => {
             remember(node, pod, conn, &mesh, &what);
-            if let Some(workload) = &candidate.workload {
-                flow.towards(FlowPath::Nowhere, workload.verified_peer(candidate.address), None);
+            let Some(first) = denied.into_iter().next() else {
+                return Err((Reason::NoEndpoint, None));
+            };
+            if let Some(workload) = &first.workload {
+                flow.towards(FlowPath::Nowhere, workload.verified_peer(first.address), None);
             }
-            flow.judged(&candidate.judgement);
-            Err((candidate.judgement.reason, candidate.judgement.detail.clone()))
+            flow.judged(&first.judgement);
+            Err((first.judgement.reason, first.judgement.detail))
         }
     }
 }

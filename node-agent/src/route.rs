@@ -50,6 +50,8 @@ pub struct Route {
     pub service: Option<Arc<Service>>,
     /// Where it may go, in the order to try. Never empty.
     pub candidates: Vec<Candidate>,
+    /// Endpoints of the service that policies forbid.
+    pub denied: Vec<Candidate>,
     /// What the kernel may remember for the pod's next connections to this destination.
     pub remember: Option<Remember>,
 }
@@ -79,8 +81,8 @@ pub enum NoRoute {
     Denied {
         /// The service that was asked for.
         service: Option<Arc<Service>>,
-        /// The first of those that refuse.
-        candidate: Box<Candidate>,
+        /// Those that refuse. Never empty.
+        denied: Vec<Candidate>,
         /// What the kernel may remember.
         remember: Remember,
     },
@@ -105,16 +107,22 @@ impl Router<'_> {
             Destination::Outside => Ok(Route {
                 service: None,
                 candidates: vec![self.candidate(source, destination, None, &[], 0)],
+                denied: Vec::new(),
                 remember: Some(Remember::Pass),
             }),
             Destination::Workload(workload) => {
                 let candidate = self.candidate(source, destination, Some(workload), &[], 0);
                 let remember = candidate.remember();
                 match remember {
-                    Some(Remember::Deny(_)) => Err(NoRoute::denied(None, candidate)),
+                    Some(remember @ Remember::Deny(_)) => Err(NoRoute::Denied {
+                        service: None,
+                        denied: vec![candidate],
+                        remember,
+                    }),
                     remember => Ok(Route {
                         service: None,
                         candidates: vec![candidate],
+                        denied: Vec::new(),
                         remember,
                     }),
                 }
@@ -131,7 +139,8 @@ impl Router<'_> {
         pick: Option<SocketAddr>,
         seed: u64,
     ) -> Result<Route, NoRoute> {
-        let Some(backends) = service.backends(destination.port(), destination.is_ipv4(), source, seed) else {
+        let Some(backends) = service.backends(destination.port(), destination.is_ipv4(), Some(source), seed)
+        else {
             return Err(NoRoute::Service(service, Reason::UnknownPort));
         };
         let all: Vec<Candidate> = backends
@@ -144,19 +153,21 @@ impl Router<'_> {
         if all.is_empty() {
             return Err(NoRoute::Service(service, Reason::NoEndpoint));
         }
-        let (mut candidates, denied): (Vec<_>, Vec<_>) = all
-            .into_iter()
-            .partition(|candidate| candidate.judgement.is_allowed());
+        let allowed = |candidate: &Candidate| candidate.judgement.is_allowed();
+        let (mut candidates, mut denied): (Vec<_>, Vec<_>) = all.into_iter().partition(allowed);
         if candidates.is_empty() {
             // This node's word about its own pods is final. Others decide for themselves, and record it.
-            let (local, remote): (Vec<_>, Vec<_>) = denied
-                .into_iter()
-                .partition(|candidate| candidate.local.is_some());
-            let first = local.into_iter().next();
-            match first {
-                Some(first) if remote.is_empty() => return Err(NoRoute::denied(Some(service), first)),
-                _ => candidates = remote,
+            let is_local = |candidate: &Candidate| candidate.local.is_some();
+            if let Some(first) = denied.first()
+                && denied.iter().all(is_local)
+            {
+                return Err(NoRoute::Denied {
+                    service: Some(service),
+                    remember: Remember::Deny(first.judgement.reason),
+                    denied,
+                });
             }
+            (denied, candidates) = denied.into_iter().partition(is_local);
         }
         let remember = remember_service(&candidates, destination.is_ipv4());
         if let Some(position) = candidates.iter().position(|c| Some(c.address) == pick) {
@@ -166,6 +177,7 @@ impl Router<'_> {
         Ok(Route {
             service: Some(service),
             candidates,
+            denied,
             remember,
         })
     }
@@ -258,15 +270,5 @@ impl Candidate {
             return Some(Remember::Deny(self.judgement.reason));
         }
         same_node.direct.then_some(Remember::Direct(handle))
-    }
-}
-
-impl NoRoute {
-    fn denied(service: Option<Arc<Service>>, candidate: Candidate) -> Self {
-        Self::Denied {
-            service,
-            remember: Remember::Deny(candidate.judgement.reason),
-            candidate: Box::new(candidate),
-        }
     }
 }

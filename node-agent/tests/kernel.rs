@@ -42,9 +42,13 @@ impl Place {
     }
 
     fn load(&self) -> Datapath {
-        Datapath::load(&self.mount.path().join("pins"), &self.cgroup, Duration::from_secs(60))
-            .unwrap()
-            .0
+        Datapath::load(
+            &self.mount.path().join("pins"),
+            &self.cgroup,
+            Duration::from_secs(60),
+        )
+        .unwrap()
+        .0
     }
 }
 

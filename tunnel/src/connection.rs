@@ -2,17 +2,18 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::SystemTime,
 };
 
 use jiff::Timestamp;
 use weir_types::{Identity, Reason, TrafficDirection, api::TunnelStatus};
 
-use crate::io::SocketHandle;
+use crate::{certs::PeerCertificate, io::SocketHandle};
 
 /// A pod, by the number that the agent gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +28,8 @@ pub struct ConnectionState {
     pub pod: PodKey,
     /// The peer's verified identity.
     pub peer: Identity,
+    /// The end of the peer's certificate.
+    pub peer_not_after: SystemTime,
     /// The peer's address.
     pub address: SocketAddr,
     /// Version, suite and key exchange, as `TLS1.3 AES_256_GCM X25519MLKEM768`.
@@ -49,7 +52,22 @@ pub struct Registry {
 struct RegistryInner {
     connections: Mutex<HashMap<u64, Weak<ConnectionState>>>,
     next: AtomicU64,
+    seen: Mutex<HashMap<IpAddr, SeenPeer>>,
 }
+
+/// A peer's certificate, as it was seen in a handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenPeer {
+    /// Its identity.
+    pub identity: Identity,
+    /// Its end.
+    pub not_after: SystemTime,
+    /// When it was seen.
+    pub at: Timestamp,
+}
+
+/// Peers whose certificates are remembered: about 200 bytes each.
+const SEEN: usize = 16_384;
 
 /// Keeps a connection in the registry until it is dropped.
 #[derive(Debug)]
@@ -68,7 +86,7 @@ impl ConnectionState {
     pub(crate) fn new(
         direction: TrafficDirection,
         pod: PodKey,
-        peer: Identity,
+        peer: &PeerCertificate,
         address: SocketAddr,
         tls: String,
         socket: SocketHandle,
@@ -76,7 +94,8 @@ impl ConnectionState {
         Arc::new(Self {
             direction,
             pod,
-            peer,
+            peer: peer.identity.clone(),
+            peer_not_after: peer.not_after,
             address,
             tls: tls.into(),
             since: Timestamp::now(),
@@ -129,10 +148,37 @@ impl Registry {
     pub(crate) fn register(&self, state: &Arc<ConnectionState>) -> Registered {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         self.connections().insert(id, Arc::downgrade(state));
+        self.remember(state);
         Registered {
             registry: self.clone(),
             id,
         }
+    }
+
+    fn remember(&self, state: &ConnectionState) {
+        let mut seen = self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = state.address.ip().to_canonical();
+        if seen.len() >= SEEN && !seen.contains_key(&address) {
+            // Rare, and whom it takes matters little: it is for people to read.
+            let oldest = seen
+                .iter()
+                .min_by_key(|(_, peer)| peer.at)
+                .map(|(address, _)| *address);
+            oldest.map(|oldest| seen.remove(&oldest));
+        }
+        let peer = SeenPeer {
+            identity: state.peer.clone(),
+            not_after: state.peer_not_after,
+            at: state.since,
+        };
+        seen.insert(address, peer);
+    }
+
+    /// The certificate that the peer at an address presented last.
+    #[must_use]
+    pub fn last_seen(&self, address: IpAddr) -> Option<SeenPeer> {
+        let seen = self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(&address.to_canonical()).cloned()
     }
 
     /// The open connections, oldest first.

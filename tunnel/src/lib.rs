@@ -14,4 +14,4 @@ pub mod hbone;
 pub mod io;
 pub mod pool;
 
-pub use connection::{ConnectionState, PodKey, Registry};
+pub use connection::{ConnectionState, PodKey, Registry, SeenPeer};

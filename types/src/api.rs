@@ -9,7 +9,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use weir_abi::Reason;
 
-use crate::{Flow, FlowVerdict, Identity};
+use crate::{
+    Flow, FlowVerdict, Identity,
+    explain::{ExplainRequest, Explanation},
+};
 
 /// Where the agent listens unless configured otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weir/agent.sock";
@@ -27,6 +30,8 @@ pub enum Request {
     Status,
     /// The workloads that the agent knows.
     Workloads,
+    /// What would become of a connection; answered by [`Response::Explanation`].
+    Explain(ExplainRequest),
 }
 
 /// Which flows a client wants. Filters of different kinds are AND-ed, values of one kind OR-ed.
@@ -59,6 +64,8 @@ pub enum Response {
     Status(Status),
     /// Answer to `Workloads`, one line each.
     Workload(WorkloadStatus),
+    /// What would become of a connection.
+    Explanation(Box<Explanation>),
     /// The request could not be understood or answered.
     Error(String),
 }

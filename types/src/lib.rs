@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod explain;
 pub mod flow;
 pub mod identity;
 

@@ -216,6 +216,27 @@ impl Datapath {
             .map_err(failed("VERDICTS"))
     }
 
+    /// What the kernel remembers for a pod and a destination, for a person.
+    #[must_use]
+    pub fn remembered(&self, pod: PodHandle, destination: Endpoint) -> Option<String> {
+        let tables = self.tables();
+        let key = VerdictKey {
+            pod: pod.0,
+            dst: destination,
+        };
+        let verdict = tables.verdicts.verdicts.get(&key, 0).ok()?;
+        Some(match verdict.kind {
+            VerdictKind::PASS => "PASS: leave it alone".to_owned(),
+            VerdictKind::DIRECT => "DIRECT: leave it alone and register it".to_owned(),
+            VerdictKind::DENY => {
+                let reason = Reason::from_u32(verdict.reason).unwrap_or(Reason::DeniedByVerdict);
+                format!("DENY: ECONNREFUSED ({reason})")
+            }
+            VerdictKind::SERVICE => format!("SERVICE: pick one of {} endpoints", verdict.count),
+            _ => "REDIRECT: send it to the agent".to_owned(),
+        })
+    }
+
     /// Forgets what was decided about these destinations.
     pub fn forget(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         let mut tables = self.tables();

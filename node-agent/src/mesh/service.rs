@@ -77,11 +77,18 @@ impl Service {
     }
 
     /// Its healthy endpoints for a port, in the order in which a connection of `client` tries them: those that the service
-    /// prefers first, and among equals each equally likely to come first, by `seed`.
+    /// prefers first, and among equals each equally likely to come first, by `seed`. Where a client is not known, none is
+    /// preferred.
     ///
     /// Endpoints of the family that the client asked for come first. `None` when the service does not have the port.
     #[must_use]
-    pub fn backends(&self, port: u16, v4: bool, client: &Workload, seed: u64) -> Option<Vec<Backend>> {
+    pub fn backends(
+        &self,
+        port: u16,
+        v4: bool,
+        client: Option<&Workload>,
+        seed: u64,
+    ) -> Option<Vec<Backend>> {
         let port = self.ports.iter().find(|p| p.port.get() == port)?;
         let target = port.target_port.unwrap_or(port.port).get();
         let mut backends: Vec<Backend> = self
@@ -110,7 +117,8 @@ impl Service {
         Some(backends)
     }
 
-    fn distance(&self, client: &Workload, server: Option<&Workload>) -> u8 {
+    fn distance(&self, client: Option<&Workload>, server: Option<&Workload>) -> u8 {
+        let Some(client) = client else { return 0 };
         let same_node = server.is_some_and(|server| !server.node.is_empty() && server.node == client.node);
         let same_zone =
             same_node || server.is_some_and(|server| server.zone.is_some() && server.zone == client.zone);
@@ -174,7 +182,7 @@ services:
         let Destination::Service(service) = mesh.destination("10.96.0.1".parse().unwrap()) else {
             panic!()
         };
-        let client = mesh.workload_by_uid("c").unwrap();
+        let client = mesh.workload_by_uid("c").map(AsRef::as_ref);
         assert!(service.backends(81, v4, client, seed).is_none());
         let backends = service.backends(80, v4, client, seed).unwrap();
         backends.iter().map(|backend| backend.address).collect()

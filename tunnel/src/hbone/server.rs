@@ -275,7 +275,7 @@ impl<H: Handler> Server<H> {
         let state = ConnectionState::new(
             TrafficDirection::Ingress,
             end.pod,
-            watch.peer().identity.clone(),
+            watch.peer(),
             end.peer,
             describe(tls.get_ref().1),
             tls.get_ref().0.handle(),

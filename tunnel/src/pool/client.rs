@@ -113,7 +113,7 @@ impl Client {
             let state = ConnectionState::new(
                 TrafficDirection::Egress,
                 target.source,
-                watch.peer().identity.clone(),
+                watch.peer(),
                 address,
                 describe(session),
                 handle,
