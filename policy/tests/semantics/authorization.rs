@@ -314,6 +314,14 @@ fn rules_that_differ_a_little_are_not_taken_for_each_other() {
             "from: [{ source: { namespaces: [shop], ipBlocks: [10.9.9.9] } }]",
             "from: [{ source: { namespaces: [shop] } }, { source: { ipBlocks: [10.9.9.9] } }]",
         ),
+        (
+            "from: [{ source: { namespaces: [bank] } }]",
+            "from: [{ source: { namespaces: [bank, '*'] } }]",
+        ),
+        (
+            "from: [{ source: { namespaces: [shop], principals: [x] } }, { source: { ipBlocks: [10.9.9.9] } }]",
+            "from: [{ source: { namespaces: [shop] } }, { source: { principals: [x], ipBlocks: [10.9.9.9] } }]",
+        ),
     ];
     for (first, second) in rows {
         table(
