@@ -43,7 +43,7 @@ pub(crate) struct Flows {
     #[arg(long, value_name = "N")]
     last: Option<u64>,
     /// How to print.
-    #[arg(long, short, value_enum, default_value = "compact")]
+    #[arg(long, visible_alias = "format", short, value_enum, default_value = "compact")]
     output: Output,
 }
 
