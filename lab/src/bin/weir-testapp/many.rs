@@ -61,6 +61,9 @@ pub(crate) struct Client {
     /// milliseconds since 1970 at the connection's begin and end, the outcome, and the name or the error.
     #[arg(long)]
     log: bool,
+    /// Print that line for every connection.
+    #[arg(long)]
+    log_all: bool,
 }
 
 /// A server's name, or an error's.
@@ -181,7 +184,7 @@ impl Shared {
         while self.begun.fetch_add(1, Ordering::Relaxed) < self.limit
             && self.end.is_none_or(|end| Instant::now() < end)
         {
-            let began = self.client.log.then(now_ms);
+            let began = (self.client.log || self.client.log_all).then(now_ms);
             let outcome = self.client.once();
             if let Some(began) = began {
                 self.log(began, &outcome);
@@ -197,7 +200,7 @@ impl Shared {
     fn log(&self, began: u64, outcome: &Outcome) {
         // Held while printing, so that the lines stand in the order of what they tell.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.replace(outcome.is_ok()) == Some(outcome.is_ok()) {
+        if last.replace(outcome.is_ok()) == Some(outcome.is_ok()) && !self.client.log_all {
             return;
         }
         let (what, name) = match outcome {
