@@ -18,6 +18,7 @@ mod operations;
 mod paths;
 mod peers;
 mod policy;
+mod policy_changes;
 mod programs;
 mod rotation;
 mod servers;

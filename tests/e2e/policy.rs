@@ -325,82 +325,84 @@ fn a_dry_run_policy_lets_pass_and_records_what_it_would_refuse() {
 
 #[test]
 fn what_the_kernel_refuses_fails_at_once_and_is_recorded_with_policy_and_process() {
-    let mesh = Mesh::with("kerneldeny", |config| {
-        config.same_node(SameNodeMode::Direct);
-        let rules = json!([
-            { "from": [{ "source": { "namespaces": ["batch"] } }] },
-            { "from": [{ "source": { "serviceAccounts": ["a"] } }] },
-        ]);
-        config.authorization_policies.push(policy("p", "DENY", rules));
-        let addresses = ["10.96.0.10".parse().unwrap(), "fd96::10".parse().unwrap()];
-        let endpoints = ["shop-b".to_owned()];
-        config.services.push(ServiceConfig::new(
-            "shop",
-            "api",
-            addresses,
-            (80, 7000),
-            endpoints,
-        ));
-    });
-    let (server, _) = serve(
-        &mesh.b,
-        ["echo-server", "--port", "7000", "--dual-stack", "--print-peer"],
-    );
-    // Where to, how else, and the service that the record names.
-    let table = [
-        (format!("{}:7000", mesh.b.v4()), "--read-all", None),
-        (format!("[{}]:7000", mesh.b.v6()), "--read-all", None),
-        (format!("{}:7000", mesh.b.v4()), "--mapped", None),
-        (format!("{}:7000", mesh.b.v4()), "--non-blocking", None),
-        ("10.96.0.10:80".to_owned(), "--read-all", Some("shop/api")),
-        ("[fd96::10]:80".to_owned(), "--read-all", Some("shop/api")),
-    ];
-    for (to, option, service) in table {
-        // What is remembered may be of another row.
-        let first = run(&mesh.a, ["connect", &to, "--read", "1"]).json().unwrap();
-        let refused = [&first["connect"], &first["end"]];
-        assert!(
-            refused
-                .iter()
-                .any(|end| **end == "ECONNRESET" || **end == "ECONNREFUSED"),
-            "{first}"
+    for mode in [SameNodeMode::Direct, SameNodeMode::Mtls] {
+        let mesh = Mesh::with("kerneldeny", |config| {
+            config.same_node(mode);
+            let rules = json!([
+                { "from": [{ "source": { "namespaces": ["batch"] } }] },
+                { "from": [{ "source": { "serviceAccounts": ["a"] } }] },
+            ]);
+            config.authorization_policies.push(policy("p", "DENY", rules));
+            let addresses = ["10.96.0.10".parse().unwrap(), "fd96::10".parse().unwrap()];
+            let endpoints = ["shop-b".to_owned()];
+            config.services.push(ServiceConfig::new(
+                "shop",
+                "api",
+                addresses,
+                (80, 7000),
+                endpoints,
+            ));
+        });
+        let (server, _) = serve(
+            &mesh.b,
+            ["echo-server", "--port", "7000", "--dual-stack", "--print-peer"],
         );
-        for _ in 0..2 {
-            let began = Instant::now();
-            let process = mesh.a.testapp(["connect", &to, option]).unwrap();
-            let pid = process.pid();
-            let line = process.wait(PATIENCE).unwrap().json().unwrap();
-            assert_eq!(
-                (&line["connect"], &line["errno"]),
-                (&"ECONNREFUSED".into(), &111.into()),
-                "{to}: {line}"
-            );
-            // No packet was lost and sent again: that takes a second.
+        // Where to, how else, and the service that the record names.
+        let table = [
+            (format!("{}:7000", mesh.b.v4()), "--read-all", None),
+            (format!("[{}]:7000", mesh.b.v6()), "--read-all", None),
+            (format!("{}:7000", mesh.b.v4()), "--mapped", None),
+            (format!("{}:7000", mesh.b.v4()), "--non-blocking", None),
+            ("10.96.0.10:80".to_owned(), "--read-all", Some("shop/api")),
+            ("[fd96::10]:80".to_owned(), "--read-all", Some("shop/api")),
+        ];
+        for (to, option, service) in table {
+            // What the kernel remembers may be of another row.
+            let first = run(&mesh.a, ["connect", &to, "--read", "1"]).json().unwrap();
+            let refused = [&first["connect"], &first["end"]];
             assert!(
-                began.elapsed() < Duration::from_secs(1),
-                "{to}: {:?}",
-                began.elapsed()
+                refused
+                    .iter()
+                    .any(|end| **end == "ECONNRESET" || **end == "ECONNREFUSED"),
+                "{first}"
             );
-            let flow = mesh.flow_where(&mesh.a, Egress, FlowEvent::Refused, 7000, |flow| {
-                flow.process.as_ref().is_some_and(|process| process.pid == pid)
-            });
-            assert_eq!(
-                (flow.verdict, flow.reason, flow.path),
-                (FlowVerdict::Denied, Reason::PolicyDenied, FlowPath::Nowhere),
-                "{to}: {flow:?}"
-            );
-            assert_eq!(flow.policy.unwrap().to_string(), "shop/p rule 1", "{to}");
-            assert_eq!(flow.process.unwrap().name, "weir-testapp", "{to}");
-            assert_eq!(
-                (flow.source.identity, flow.destination.identity),
-                (identity("a"), identity("b")),
-                "{to}"
-            );
-            assert_eq!(flow.service.as_deref(), service, "{to}");
+            for _ in 0..2 {
+                let began = Instant::now();
+                let process = mesh.a.testapp(["connect", &to, option]).unwrap();
+                let pid = process.pid();
+                let line = process.wait(PATIENCE).unwrap().json().unwrap();
+                assert_eq!(
+                    (&line["connect"], &line["errno"]),
+                    (&"ECONNREFUSED".into(), &111.into()),
+                    "{to}: {line}"
+                );
+                // No packet was lost and sent again: that takes a second.
+                assert!(
+                    began.elapsed() < Duration::from_secs(1),
+                    "{to}: {:?}",
+                    began.elapsed()
+                );
+                let flow = mesh.flow_where(&mesh.a, Egress, FlowEvent::Refused, 7000, |flow| {
+                    flow.process.as_ref().is_some_and(|process| process.pid == pid)
+                });
+                assert_eq!(
+                    (flow.verdict, flow.reason, flow.path),
+                    (FlowVerdict::Denied, Reason::PolicyDenied, FlowPath::Nowhere),
+                    "{to}: {flow:?}"
+                );
+                assert_eq!(flow.policy.unwrap().to_string(), "shop/p rule 1", "{to}");
+                assert_eq!(flow.process.unwrap().name, "weir-testapp", "{to}");
+                assert_eq!(
+                    (flow.source.identity, flow.destination.identity),
+                    (identity("a"), identity("b")),
+                    "{to}"
+                );
+                assert_eq!(flow.service.as_deref(), service, "{to}");
+            }
         }
+        assert!(
+            !String::from_utf8_lossy(&server.stdout()).contains("accept"),
+            "nobody reached the server"
+        );
     }
-    assert!(
-        !String::from_utf8_lossy(&server.stdout()).contains("accept"),
-        "nobody reached the server"
-    );
 }
