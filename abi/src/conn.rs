@@ -53,8 +53,10 @@ pub struct Conn {
     pub pid: u32,
     /// Name of the thread that connected, NUL-padded.
     pub comm: [u8; 16],
-    /// Explicit padding.
-    pub pad: u32,
+    /// Whether it was ever established.
+    pub established: u32,
+    /// When `connect` was called, nanoseconds of CLOCK_MONOTONIC.
+    pub started_ns: u64,
 }
 
 /// A socket's own state: value of the `SOCKETS` sk_storage map.
@@ -64,16 +66,51 @@ pub struct Conn {
 pub struct SockState {
     /// What the socket is, and what is registered for it.
     pub conn: Conn,
-    /// When `connect` was called, nanoseconds of CLOCK_MONOTONIC.
-    pub started_ns: u64,
     /// The 4-tuple under which it is registered. Between `connect` and its SYN, the source of a direct connection: the
     /// address that the pod must send it from.
     pub key: FlowKey,
     /// Whether it stands in `CONNECTIONS` under `key`.
     pub registered: u32,
-    /// Whether it was ever established.
-    pub established: u32,
+    /// Explicit padding.
+    pub pad: u32,
 }
+
+/// A direct connection between its `connect` and its SYN: value of the `PENDING` map, keyed by socket cookie.
+///
+/// Storage of the socket's own takes the kernel longer to make than all the rest of a `connect`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Pending {
+    /// What is to be registered.
+    pub conn: Conn,
+    /// The address that the pod must send it from.
+    pub src: [u32; 4],
+}
+
+impl Pending {
+    /// Nothing.
+    pub const EMPTY: Self = Self {
+        conn: Conn {
+            netns: 0,
+            cookie: 0,
+            closed_ns: 0,
+            kind: ConnKind::NONE,
+            pod: 0,
+            dest_pod: 0,
+            generation: 0,
+            orig: NOWHERE,
+            pick: NOWHERE,
+            pid: 0,
+            comm: [0; 16],
+            established: 0,
+            started_ns: 0,
+        },
+        src: [0; 4],
+    };
+}
+
+const NOWHERE: Endpoint = Endpoint::v6([0; 4], 0);
 
 /// A pod on this node: value of the `PODS` map, keyed by network namespace cookie.
 #[repr(C)]
@@ -234,8 +271,9 @@ impl ListenerSlot {
     }
 }
 
-const _: () = assert!(size_of::<Conn>() == 104);
+const _: () = assert!(size_of::<Conn>() == 112);
 const _: () = assert!(size_of::<SockState>() == 160);
+const _: () = assert!(size_of::<Pending>() == 128);
 const _: () = assert!(size_of::<Pod>() == 24);
 const _: () = assert!(size_of::<VerdictKey>() == 24);
 const _: () = assert!(size_of::<Verdict>() == 24);

@@ -1,8 +1,8 @@
 //! Lets aya read and write the shared types as map keys and values.
 
 use crate::{
-    Backend, BackendKey, Budget, Config, Conn, Endpoint, Event, FlowKey, Pod, PodState, ProbePort, SockState,
-    Verdict, VerdictKey,
+    Backend, BackendKey, Budget, Config, Conn, Endpoint, Event, FlowKey, Pending, Pod, PodState, ProbePort,
+    SockState, Verdict, VerdictKey,
 };
 
 macro_rules! pods {
@@ -16,6 +16,6 @@ macro_rules! pods {
 }
 
 pods!(
-    Backend, BackendKey, Budget, Config, Conn, Endpoint, Event, FlowKey, Pod, PodState, ProbePort, SockState,
-    Verdict, VerdictKey
+    Backend, BackendKey, Budget, Config, Conn, Endpoint, Event, FlowKey, Pending, Pod, PodState, ProbePort,
+    SockState, Verdict, VerdictKey
 );

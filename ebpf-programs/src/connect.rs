@@ -4,20 +4,20 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
-        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval,
+        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use weir_abi::{
-    BackendKey, ConnKind, Endpoint, Event, EventKind, FlowKey, HOST_HANDLE, Pod, Reason, SockState,
-    VerdictKey,
+    BackendKey, Conn, ConnKind, Endpoint, Event, EventKind, FlowKey, HOST_HANDLE, Pending, Pod, Reason,
+    SockState, VerdictKey,
     decide::{self, Connect},
 };
 
 use crate::{
     IPPROTO_TCP, field,
-    maps::{BACKENDS, PODS, SOCKETS, VERDICTS, config, now_ns, report, unregister},
+    maps::{BACKENDS, PENDING, PODS, SOCKETS, VERDICTS, config, now_ns, report, unregister},
 };
 
 /// Let the call go on.
@@ -76,13 +76,6 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     let Some(pod) = (unsafe { PODS.get(netns) }).copied() else {
         return host(ctx, netns, dst);
     };
-    // SAFETY: as above.
-    let state = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
-    if state.is_null() {
-        return refuse(&pod, &dst, Reason::Internal);
-    }
-    // SAFETY: checked for null.
-    let state = unsafe { &mut *state };
     let now = now_ns();
     // Not copied out of the map: LLVM would keep the absent value's fields in registers that were never written.
     // SAFETY: the entry stays valid until the program ends; a concurrent write is a newer decision of the agent.
@@ -114,23 +107,57 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
         // Decided above; a set of a set there is not.
         Connect::Service { .. } => return refuse(&pod, &dst, Reason::Internal),
     };
-    state.started_ns = now;
-    // Where a direct connection must come from.
-    state.key.src.addr = decide::own_address(&pod, dst.is_v4());
-    state.conn.closed_ns = 0;
-    state.conn.netns = netns;
-    state.conn.kind = kind;
-    state.conn.pod = pod.handle;
-    state.conn.dest_pod = dest_pod;
-    state.conn.generation = config.generation;
-    state.conn.orig = dst;
-    state.conn.pick = pick;
-    note_process(state);
+    let is_direct = kind == ConnKind::DIRECT;
+    let Some((conn, src)) = slot(ctx, is_direct && state.is_null()) else {
+        return refuse(&pod, &dst, Reason::Internal);
+    };
+    conn.started_ns = now;
+    conn.netns = netns;
+    conn.kind = kind;
+    conn.pod = pod.handle;
+    conn.dest_pod = dest_pod;
+    conn.generation = config.generation;
+    conn.orig = dst;
+    conn.pick = pick;
+    conn.closed_ns = 0;
+    conn.established = 0;
+    note_process(conn);
+    // SAFETY: the helper takes the context.
+    conn.cookie = unsafe { bpf_get_socket_cookie(sa.cast()) };
+    *src = decide::own_address(&pod, dst.is_v4());
     if let Some(to) = to {
         rewrite(sa, to, v6);
     }
     PASS
 }
+
+/// Where a socket's state is kept until the SYN leaves, and the address that it must leave from: the socket's own storage,
+/// which a direct connection that has none does without.
+#[inline(always)]
+fn slot<'a>(ctx: &SockAddrContext, may_wait: bool) -> Option<(&'a mut Conn, &'a mut [u32; 4])> {
+    if may_wait {
+        // SAFETY: the helper takes the context.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
+        if PENDING.insert(cookie, &EMPTY, 0).is_ok()
+            && let Some(pending) = PENDING.get_ptr_mut(cookie)
+        {
+            // SAFETY: a valid pointer into the map; nobody else knows this cookie's entry.
+            let pending = unsafe { &mut *pending };
+            return Some((&mut pending.conn, &mut pending.src));
+        }
+    }
+    // SAFETY: the context's socket is valid during the call.
+    let state = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
+    if state.is_null() {
+        return None;
+    }
+    // SAFETY: checked for null; the state lives as long as the socket.
+    let state = unsafe { &mut *state };
+    Some((&mut state.conn, &mut state.key.src.addr))
+}
+
+/// What an entry is made from before it is filled in place: the stack has no room for another.
+static EMPTY: Pending = Pending::EMPTY;
 
 /// `connect` outside of the pods: the kubelet's connections are registered, so that its probes are known for what they are.
 #[inline(always)]
@@ -152,7 +179,12 @@ fn host(ctx: &SockAddrContext, netns: u64, dst: Endpoint) -> i32 {
     }
     // SAFETY: checked for null.
     let state = unsafe { &mut *state };
-    state.started_ns = now_ns();
+    if state.conn.kind == ConnKind::AGENT {
+        return PASS;
+    }
+    forget(state);
+    state.conn.started_ns = now_ns();
+    state.conn.established = 0;
     state.conn.closed_ns = 0;
     state.conn.netns = netns;
     state.conn.kind = ConnKind::HOST;
@@ -161,22 +193,22 @@ fn host(ctx: &SockAddrContext, netns: u64, dst: Endpoint) -> i32 {
     state.conn.generation = config.generation;
     state.conn.orig = dst;
     state.conn.pick = Endpoint::default();
-    note_process(state);
+    note_process(&mut state.conn);
     PASS
 }
 
 /// Notes who called `connect`.
 #[inline(always)]
-fn note_process(state: &mut SockState) {
-    state.conn.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    state.conn.comm = bpf_get_current_comm().unwrap_or_default();
+fn note_process(conn: &mut Conn) {
+    conn.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    conn.comm = bpf_get_current_comm().unwrap_or_default();
 }
 
 /// Makes a socket's state say nothing; a socket can be connected again elsewhere.
 #[inline(always)]
 fn forget(state: &mut SockState) {
     unregister(state);
-    state.established = 0;
+    state.conn.established = 0;
     state.conn.kind = ConnKind::NONE;
 }
 

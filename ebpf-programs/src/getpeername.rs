@@ -80,8 +80,8 @@ fn is_tcp(protocol: u32) -> bool {
 
 /// The address to show instead of `peer`, if any.
 ///
-/// The socket's own state first. Then by 4-tuple: an MPTCP application holds another socket than the one that connected,
-/// and a server's accepted socket has no state of its own but is the other end of the agent's delivery.
+/// The socket's own state first. Then by 4-tuple: a direct connection's socket has no state, an MPTCP application holds
+/// another socket than the one that connected, and a server's accepted socket is the other end of the agent's delivery.
 #[inline(always)]
 fn original(ctx: &SockAddrContext, local: Endpoint, peer: Endpoint) -> Option<Endpoint> {
     // SAFETY: the context's socket is valid during the call.

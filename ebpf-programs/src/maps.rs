@@ -10,14 +10,22 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
 };
 use weir_abi::{
-    Backend, BackendKey, Budget, Config, Conn, ConnKind, Event, FlowKey, Pod, PodState, ProbePort, SockState,
-    Verdict, VerdictKey,
+    Backend, BackendKey, Budget, Config, Conn, ConnKind, Event, FlowKey, Pending, Pod, PodState, ProbePort,
+    SockState, Verdict, VerdictKey,
 };
+
+// Flags of `linux/bpf.h`.
+const BPF_RB_NO_WAKEUP: u64 = 1;
+const BPF_RB_FORCE_WAKEUP: u64 = 2;
+const BPF_RB_AVAIL_DATA: u64 = 0;
 
 /// Pods on one node; Kubernetes stops at 110 by default, and large nodes at some hundreds.
 const MAX_PODS: u32 = 4096;
 /// Registered connections of all pods of a node.
 const MAX_CONNECTIONS: u32 = 262_144;
+/// Direct connections of all pods that are about to send their SYN. They stay for microseconds, or until the agent sweeps
+/// those that never sent one.
+const MAX_PENDING: u32 = 8192;
 /// Cached verdicts of all pods of a node.
 const MAX_VERDICTS: u32 = 131_072;
 /// Backends of all cached services of all pods.
@@ -48,6 +56,10 @@ pub(crate) static POD_STATES: HashMap<u32, PodState> = HashMap::with_max_entries
 /// A pod's share of `CONNECTIONS`, by handle.
 #[map]
 pub(crate) static BUDGETS: HashMap<u32, Budget> = HashMap::with_max_entries(MAX_PODS, 0);
+
+/// Direct connections between `connect` and SYN, by socket cookie.
+#[map]
+pub(crate) static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(MAX_PENDING, 0);
 
 /// Registered connections by their whole 4-tuple. A plain hash: an entry is never evicted for another.
 #[map]
@@ -118,10 +130,19 @@ pub(crate) fn socket_state(sk: *mut aya_ebpf::bindings::bpf_sock) -> *mut SockSt
     }
 }
 
+/// Bytes in the ring buffer from which on the agent is woken for each event; below, it looks by itself often enough. A
+/// wake-up is an interrupt, which costs more than all the rest of a program.
+const WAKE_BYTES: u64 = (EVENT_BYTES / 4) as u64;
+
 /// Reports an event, or counts that it was lost.
 #[inline(always)]
 pub(crate) fn report(event: &Event) {
-    if EVENTS.output::<Event>(event, 0).is_err()
+    let flags = if EVENTS.query(BPF_RB_AVAIL_DATA) < WAKE_BYTES {
+        BPF_RB_NO_WAKEUP
+    } else {
+        BPF_RB_FORCE_WAKEUP
+    };
+    if EVENTS.output::<Event>(event, flags).is_err()
         && let Some(lost) = LOST.get_ptr_mut(0)
     {
         add(lost, 1);
@@ -145,8 +166,8 @@ pub(crate) fn first_denial(key: &FlowKey, now_ns: u64) -> bool {
 ///
 /// The budget counts sockets: it is taken here and given back when the socket closes, whatever becomes of the entry.
 #[inline(always)]
-pub(crate) fn register(state: &mut SockState) -> bool {
-    let Some(budget) = BUDGETS.get_ptr_mut(state.conn.pod) else {
+pub(crate) fn register(key: &FlowKey, conn: &Conn) -> bool {
+    let Some(budget) = BUDGETS.get_ptr_mut(conn.pod) else {
         return false;
     };
     // SAFETY: a valid pointer into the map; volatile, since other processors count there too.
@@ -154,13 +175,25 @@ pub(crate) fn register(state: &mut SockState) -> bool {
         (&raw const (*budget).used).read_volatile() >= (&raw const (*budget).limit).read_volatile()
     };
     // An entry of the same 4-tuple can only be a leftover: its socket is gone, or this one could not have the port.
-    if full || CONNECTIONS.insert(state.key, state.conn, 0).is_err() {
+    if full || CONNECTIONS.insert(key, conn, 0).is_err() {
         return false;
     }
     // SAFETY: as above.
     add(unsafe { &raw mut (*budget).used }, 1);
-    state.registered = 1;
     true
+}
+
+/// Gives back a socket's part of its pod's budget.
+#[inline(always)]
+pub(crate) fn give_back(pod: u32) {
+    if let Some(budget) = BUDGETS.get_ptr_mut(pod) {
+        // SAFETY: a valid pointer into the map. Never below zero, whatever an earlier agent left there: a share that seems
+        // endless would be none.
+        if unsafe { (&raw const (*budget).used).read_volatile() } != 0 {
+            // SAFETY: as above.
+            add(unsafe { &raw mut (*budget).used }, u64::MAX);
+        }
+    }
 }
 
 /// Takes a closed socket's connection out of the table, unless the agent has to do that.
@@ -170,14 +203,7 @@ pub(crate) fn unregister(state: &mut SockState) {
         return;
     }
     state.registered = 0;
-    if let Some(budget) = BUDGETS.get_ptr_mut(state.conn.pod) {
-        // SAFETY: a valid pointer into the map. Never below zero, whatever an earlier agent left there: a share that seems
-        // endless would be none.
-        if unsafe { (&raw const (*budget).used).read_volatile() } != 0 {
-            // SAFETY: as above.
-            add(unsafe { &raw mut (*budget).used }, u64::MAX);
-        }
-    }
+    give_back(state.conn.pod);
     let Some(conn) = CONNECTIONS.get_ptr_mut(state.key) else {
         return;
     };
@@ -187,7 +213,7 @@ pub(crate) fn unregister(state: &mut SockState) {
     if conn.cookie != state.conn.cookie {
         return;
     }
-    if conn.kind == ConnKind::REDIRECT && state.established != 0 {
+    if conn.kind == ConnKind::REDIRECT && state.conn.established != 0 {
         conn.closed_ns = now_ns();
     } else {
         let _ = CONNECTIONS.remove(state.key);

@@ -6,11 +6,15 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use weir_abi::{ConnKind, Endpoint, Event, EventKind, FlowKey, Reason, SockState, address::same_address};
+use weir_abi::{
+    Conn, ConnKind, Endpoint, Event, EventKind, FlowKey, Pending, Reason, SockState, address::same_address,
+};
 
 use crate::{
     AF_INET, field,
-    maps::{first_denial, now_ns, register, report, socket_state, unregister},
+    maps::{
+        CONNECTIONS, PENDING, first_denial, give_back, now_ns, register, report, socket_state, unregister,
+    },
 };
 
 // Callback operations and flags of `linux/bpf.h`.
@@ -32,7 +36,12 @@ const TCP_CLOSING: u32 = 11;
 fn weir_sock_ops(ctx: SockOpsContext) -> u32 {
     let ops = ctx.ops;
     let op = field!((*ops).op);
+    // Most runs end here: this hook is also called for what nobody asked for.
     if op != TCP_CONNECT_CB && op != ACTIVE_ESTABLISHED_CB && op != STATE_CB {
+        return 0;
+    }
+    // SAFETY: a union of words.
+    if op == STATE_CB && field!((*ops).__bindgen_anon_1.args[1]) != TCP_CLOSE {
         return 0;
     }
     // SAFETY: the verifier checks the access.
@@ -42,6 +51,7 @@ fn weir_sock_ops(ctx: SockOpsContext) -> u32 {
     }
     let state = socket_state(sk);
     if state.is_null() {
+        without_state(ops, op);
         return 0;
     }
     // SAFETY: checked for null; the state lives as long as the socket.
@@ -51,12 +61,45 @@ fn weir_sock_ops(ctx: SockOpsContext) -> u32 {
     }
     match op {
         TCP_CONNECT_CB => connecting(ops, state),
-        ACTIVE_ESTABLISHED_CB => established(state),
-        // SAFETY: a union of words.
-        _ if field!((*ops).__bindgen_anon_1.args[1]) == TCP_CLOSE => closed(ops, state),
-        _ => {}
+        ACTIVE_ESTABLISHED_CB => established(&mut state.conn, &state.key),
+        _ => {
+            unregister(state);
+            closed(ops, &state.conn, &state.key);
+            state.conn.kind = ConnKind::NONE;
+        }
     }
     0
+}
+
+/// A socket without storage: a direct connection, or nothing that concerns us.
+#[inline(always)]
+fn without_state(ops: *mut bpf_sock_ops, op: u32) {
+    // SAFETY: the helper takes the context.
+    let cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
+    if op == TCP_CONNECT_CB {
+        if let Some(pending) = PENDING.get_ptr_mut(cookie) {
+            // SAFETY: a valid pointer into the map; nobody else knows this cookie's entry.
+            direct(ops, unsafe { &mut *pending });
+            let _ = PENDING.remove(cookie);
+        }
+        return;
+    }
+    let key = key_of(ops);
+    let Some(conn) = CONNECTIONS.get_ptr_mut(key) else {
+        return;
+    };
+    // SAFETY: a valid pointer into the map.
+    let conn = unsafe { &mut *conn };
+    if conn.cookie != cookie || conn.kind != ConnKind::DIRECT {
+        return;
+    }
+    if op == ACTIVE_ESTABLISHED_CB {
+        established(conn, &key);
+    } else {
+        give_back(conn.pod);
+        closed(ops, conn, &key);
+        let _ = CONNECTIONS.remove(key);
+    }
 }
 
 #[inline(always)]
@@ -93,95 +136,118 @@ fn key_of(ops: *mut bpf_sock_ops) -> FlowKey {
 #[inline(always)]
 fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
     let key = key_of(ops);
-    // The pod's identity is that of its own address: whoever gave the pod another one may speak for somebody else.
-    let foreign = state.conn.kind == ConnKind::DIRECT
-        && state.conn.pod != state.conn.dest_pod
-        && !same_address(&state.key.src.addr, &key.src.addr);
+    let foreign = is_foreign(&state.conn, &state.key.src.addr, &key);
     state.key = key;
-    // SAFETY: the helper takes the context.
-    state.conn.cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
     if foreign {
-        not_registered(state, Reason::ForeignSource);
-    } else if state.conn.kind != ConnKind::PASS && !register(state) {
-        not_registered(state, Reason::TableFull);
+        not_registered(&mut state.conn, &key, Reason::ForeignSource);
+    } else if state.conn.kind != ConnKind::PASS {
+        if register(&key, &state.conn) {
+            state.registered = 1;
+        } else {
+            not_registered(&mut state.conn, &key, Reason::TableFull);
+        }
     }
+    watch(ops);
+}
+
+/// The same for a direct connection whose socket has no storage.
+#[inline(always)]
+fn direct(ops: *mut bpf_sock_ops, pending: &mut Pending) {
+    let key = key_of(ops);
+    if is_foreign(&pending.conn, &pending.src, &key) {
+        not_registered(&mut pending.conn, &key, Reason::ForeignSource);
+    } else if register(&key, &pending.conn) {
+        watch(ops);
+    } else {
+        not_registered(&mut pending.conn, &key, Reason::TableFull);
+    }
+}
+
+/// Whether a direct connection comes from an address that is not the pod's. Its identity is that of its own address:
+/// whoever gave the pod another one may speak for somebody else.
+#[inline(always)]
+fn is_foreign(conn: &Conn, own: &[u32; 4], key: &FlowKey) -> bool {
+    conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod && !same_address(own, &key.src.addr)
+}
+
+/// Asks for the socket's changes of state.
+#[inline(always)]
+fn watch(ops: *mut bpf_sock_ops) {
     // SAFETY: the helper takes the context.
     unsafe { bpf_sock_ops_cb_flags_set(ops, STATE_CB_FLAG) };
 }
 
 /// Reports a connection that `sk_lookup` will refuse, or take for a stranger's, because it is not in the table.
 #[inline(always)]
-fn not_registered(state: &mut SockState, reason: Reason) {
+fn not_registered(conn: &mut Conn, key: &FlowKey, reason: Reason) {
     let now = now_ns();
-    if first_denial(&state.key, now) {
-        let mut refused = event(state, EventKind::CONNECT_DENIED, now);
+    if first_denial(key, now) {
+        let mut refused = event(conn, key, EventKind::CONNECT_DENIED, now);
         refused.reason = reason as u32;
-        refused.key.dst = state.conn.orig;
+        refused.key.dst = conn.orig;
         report(&refused);
     }
-    if state.conn.kind == ConnKind::DIRECT {
+    if conn.kind == ConnKind::DIRECT {
         // If the destination takes it for a stranger's and accepts, that is what it is.
-        state.conn.kind = ConnKind::PASS;
+        conn.kind = ConnKind::PASS;
     }
 }
 
 #[inline(always)]
-fn established(state: &mut SockState) {
-    state.established = 1;
-    if is_observed(state) {
-        report(&event(state, EventKind::ESTABLISHED, now_ns()));
+fn established(conn: &mut Conn, key: &FlowKey) {
+    conn.established = 1;
+    if is_observed(conn) {
+        report(&event(conn, key, EventKind::ESTABLISHED, now_ns()));
     }
 }
 
 #[inline(always)]
-fn closed(ops: *mut bpf_sock_ops, state: &mut SockState) {
-    unregister(state);
-    if is_observed(state) {
-        // The kernel's counters number the SYN and, once acknowledged or received, the FIN as a byte each.
-        let before = field!((*ops).__bindgen_anon_1.args[0]);
-        let fin_acked = matches!(before, TCP_FIN_WAIT2 | TCP_TIME_WAIT | TCP_LAST_ACK | TCP_CLOSING);
-        let fin_received = matches!(
-            before,
-            TCP_FIN_WAIT1 | TCP_TIME_WAIT | TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING
-        );
-        let acked = field!((*ops).bytes_acked);
-        let received = field!((*ops).bytes_received);
-        report(&Event {
-            bytes_sent: acked.saturating_sub(1 + u64::from(fin_acked)),
-            bytes_received: received.saturating_sub(u64::from(fin_received)),
-            // The kernel keeps eight times the microseconds.
-            rtt_us: field!((*ops).srtt_us) >> 3,
-            retransmits: field!((*ops).total_retrans),
-            ..event(state, EventKind::CLOSED, now_ns())
-        });
+fn closed(ops: *mut bpf_sock_ops, conn: &Conn, key: &FlowKey) {
+    if !is_observed(conn) {
+        return;
     }
-    state.conn.kind = ConnKind::NONE;
+    // The kernel's counters number the SYN and, once acknowledged or received, the FIN as a byte each.
+    let before = field!((*ops).__bindgen_anon_1.args[0]);
+    let fin_acked = matches!(before, TCP_FIN_WAIT2 | TCP_TIME_WAIT | TCP_LAST_ACK | TCP_CLOSING);
+    let fin_received = matches!(
+        before,
+        TCP_FIN_WAIT1 | TCP_TIME_WAIT | TCP_FIN_WAIT2 | TCP_LAST_ACK | TCP_CLOSING
+    );
+    let acked = field!((*ops).bytes_acked);
+    let received = field!((*ops).bytes_received);
+    report(&Event {
+        bytes_sent: acked.saturating_sub(1 + u64::from(fin_acked)),
+        bytes_received: received.saturating_sub(u64::from(fin_received)),
+        // The kernel keeps eight times the microseconds.
+        rtt_us: field!((*ops).srtt_us) >> 3,
+        retransmits: field!((*ops).total_retrans),
+        ..event(conn, key, EventKind::CLOSED, now_ns())
+    });
 }
 
 /// Whether nobody but the kernel can tell how the connection went.
 #[inline(always)]
-fn is_observed(state: &SockState) -> bool {
-    let conn = &state.conn;
+fn is_observed(conn: &Conn) -> bool {
     conn.kind == ConnKind::PASS
         || conn.kind == ConnKind::HOST
         || (conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod)
 }
 
 #[inline(always)]
-fn event(state: &SockState, kind: u32, now_ns: u64) -> Event {
+fn event(conn: &Conn, key: &FlowKey, kind: u32, now_ns: u64) -> Event {
     Event {
         time_ns: now_ns,
-        duration_ns: now_ns - state.started_ns,
-        cookie: state.conn.cookie,
-        key: state.key,
+        duration_ns: now_ns - conn.started_ns,
+        cookie: conn.cookie,
+        key: *key,
         kind,
-        conn_kind: state.conn.kind,
-        pod: state.conn.pod,
-        dest_pod: state.conn.dest_pod,
-        established: state.established,
-        pid: state.conn.pid,
-        orig: state.conn.orig,
-        comm: state.conn.comm,
+        conn_kind: conn.kind,
+        pod: conn.pod,
+        dest_pod: conn.dest_pod,
+        established: conn.established,
+        pid: conn.pid,
+        orig: conn.orig,
+        comm: conn.comm,
         ..Event::default()
     }
 }

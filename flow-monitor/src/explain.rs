@@ -200,7 +200,11 @@ fn end(out: &mut impl io::Write, end: &ExplainedEnd) -> io::Result<()> {
         (Some(node), None) => format!(", on {}", clean(node)),
         (None, _) => String::new(),
     };
-    row(out, "workload", &format!("{} {}{place}", name(end), end.address))?;
+    let address = match &end.workload {
+        Some(workload) => format!("{} {}", clean(workload), end.address),
+        None => end.address.to_string(),
+    };
+    row(out, "workload", &format!("{address}{place}"))?;
     let identity = match &end.identity {
         Some(identity) => clean(&identity.to_string()).into_owned(),
         None => "none: outside of the mesh".to_owned(),

@@ -1,11 +1,18 @@
 //! Reading what the kernel programs report.
 
+use std::time::Duration;
+
 use aya::maps::{MapData, RingBuf};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::MissedTickBehavior,
+};
 use weir_abi::Event;
 
 /// Most events that are read before others of the runtime's tasks get a turn.
 const BATCH: usize = 256;
+/// How often events are looked for: the programs wake the agent only when a quarter of the ring buffer is full.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Hands each event to `sink`, for ever.
 ///
@@ -14,10 +21,15 @@ const BATCH: usize = 256;
 pub async fn read(ring: RingBuf<MapData>, mut sink: impl FnMut(&Event)) -> std::io::Result<()> {
     // SAFETY: the ring buffer owns its map's descriptor, the same for as long as it lives, and lives as long as this.
     let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let mut ready = ring.readable_mut().await?;
+        tokio::select! {
+            ready = ring.readable() => ready?.clear_ready(),
+            _ = looks.tick() => {}
+        }
         let mut count = 0;
-        while let Some(item) = ready.get_inner_mut().next() {
+        while let Some(item) = ring.get_mut().next() {
             if let Some(event) = parse(&item) {
                 sink(&event);
             } else {
@@ -27,15 +39,10 @@ pub async fn read(ring: RingBuf<MapData>, mut sink: impl FnMut(&Event)) -> std::
                 );
             }
             count += 1;
-            if count == BATCH {
-                break;
+            if count % BATCH == 0 {
+                drop(item);
+                tokio::task::yield_now().await;
             }
-        }
-        if count < BATCH {
-            ready.clear_ready();
-        } else {
-            drop(ready);
-            tokio::task::yield_now().await;
         }
     }
 }

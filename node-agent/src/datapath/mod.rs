@@ -15,7 +15,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -25,7 +25,7 @@ use aya::{
     programs::{CgroupSockAddr, ProgramFd, SkLookup, SockOps},
 };
 use weir_abi::{
-    Budget, Config, Conn, ConnKind, FlowKey, LAYOUT_VERSION, ListenerSlot, Pod, PodState, ProbePort,
+    Budget, Config, Conn, ConnKind, FlowKey, LAYOUT_VERSION, ListenerSlot, Pending, Pod, PodState, ProbePort,
     SockState,
 };
 use weir_types::api::ProgramStatus;
@@ -44,6 +44,7 @@ const MAPS: &[&str] = &[
     "PODS",
     "POD_STATES",
     "BUDGETS",
+    "PENDING",
     "CONNECTIONS",
     "VERDICTS",
     "BACKENDS",
@@ -125,6 +126,7 @@ pub struct Datapath {
     sockets: OwnedFd,
     connections_fd: OwnedFd,
     connections: HashMap<MapData, FlowKey, Conn>,
+    pending: Mutex<HashMap<MapData, u64, Pending>>,
     lost: Array<MapData, u64>,
     /// How long decisions hold after the agent's last sign of life.
     lease: Duration,
@@ -199,6 +201,7 @@ impl Datapath {
             sockets,
             connections_fd,
             connections: maps::hash(&mut ebpf, "CONNECTIONS")?,
+            pending: Mutex::new(maps::hash(&mut ebpf, "PENDING")?),
             lost: maps::array(&mut ebpf, "LOST")?,
             lease,
             tables: Mutex::new(tables),
@@ -271,8 +274,8 @@ impl Datapath {
         }
     }
 
-    /// Removes entries that nobody else does: of sockets that closed some time ago and were never accepted, and of pods
-    /// that left.
+    /// Removes entries that nobody else does: of sockets that closed some time ago and were never accepted, of pods that
+    /// left, and of direct connections that never sent their SYN.
     pub fn sweep(&self, enrolled: impl Fn(PodHandle) -> bool) {
         let now = monotonic_ns();
         let unclaimed =
@@ -282,6 +285,16 @@ impl Datapath {
             if unclaimed(&conn) || !is_known {
                 self.release(&key, &conn);
             }
+        }
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let given_up: Vec<u64> = pending
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, pending)| now.saturating_sub(pending.conn.started_ns) > UNCLAIMED_NS)
+            .map(|(cookie, _)| cookie)
+            .collect();
+        for cookie in given_up {
+            let _ = pending.remove(&cookie);
         }
     }
 
@@ -329,9 +342,7 @@ impl Datapath {
 
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
         // Each method leaves the maps consistent at every step, so a panic elsewhere does no harm here.
-        self.tables
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
