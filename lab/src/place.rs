@@ -130,6 +130,19 @@ impl Place {
         &self.cgroup
     }
 
+    /// The same network namespace, but in another cgroup, which is made if it is not there. It should lie below the lab's,
+    /// which goes with all below it.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be made.
+    pub fn in_cgroup(&self, cgroup: PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(&cgroup).with_context(|| cgroup.display().to_string())?;
+        Ok(Self {
+            cgroup,
+            ..self.clone()
+        })
+    }
+
     pub(crate) fn spawn_as(&self, mut command: Command, log: Option<&Path>) -> Result<Process> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let program = Path::new(command.get_program());

@@ -7,6 +7,7 @@ mod budgets;
 mod clients;
 mod corners;
 mod direct;
+mod probes;
 mod direct_attacks;
 mod explain;
 mod envoy;

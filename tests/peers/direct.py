@@ -91,6 +91,9 @@ def late(arguments):
     connection.settimeout(PATIENCE)
     if arguments.deferred:
         connection.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+    if arguments.bind:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.bind(parse(arguments.bind))
     connection.connect(to)
     say(connected=True)
     signal.sigwait({signal.SIGUSR1})
@@ -218,7 +221,7 @@ def main():
     clients = {client.__name__: client for client in (ports, late, options, takeover)}
     parser.add_argument("what", choices=clients)
     parser.add_argument("--to", required=True, help="address and port of the server")
-    parser.add_argument("--bind", help="address to connect from")
+    parser.add_argument("--bind", help="address to connect from; for late with a port")
     parser.add_argument("--first", type=int, default=20000, help="first own port")
     parser.add_argument("--count", type=int, default=1, help="number of own ports")
     parser.add_argument("--seconds", type=float, default=5, help="for how long")

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use weir_lab::{
-    Pod, PodSpec, Process, Spawn as _,
+    Pod, PodSpec, Process, Spawn,
     config::{AgentConfig, SameNodeMode},
 };
 use weir_types::{FlowPath, TrafficDirection};
@@ -104,13 +104,13 @@ impl Mesh {
     }
 }
 
-/// Starts a client of `tests/peers/direct.py` in a pod.
+/// Starts a client of `tests/peers/direct.py` in a pod or elsewhere.
 ///
 /// # Panics
 /// When it cannot be started.
 #[must_use]
-pub fn client(pod: &Pod, arguments: &[&str]) -> Process {
+pub fn client(place: &impl Spawn, arguments: &[&str]) -> Process {
     let mut command = python("direct.py");
     command.args(arguments);
-    pod.spawn(command).expect("a client")
+    place.spawn(command).expect("a client")
 }
