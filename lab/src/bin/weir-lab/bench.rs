@@ -94,11 +94,7 @@ impl Bench {
         let mut systems = Vec::new();
         for kind in self.kinds()? {
             tell.say(format!("starting: {}", kind.name()));
-            let system = System::start(kind, self.peer_cmd.as_deref(), self.peer_wait)?;
-            if let Some(warning) = system.warning() {
-                tell.say(warning);
-            }
-            systems.push(system);
+            systems.push(System::start(kind, self.peer_cmd.as_deref(), self.peer_wait)?);
         }
         let paths = chosen(&self.paths);
         let all_cases = chosen(&self.cases);
