@@ -244,6 +244,7 @@ fn deny(pod: &Pod, dst: &Endpoint, reason: u32) -> i32 {
         },
         kind: EventKind::CONNECT_DENIED,
         pod: pod.handle,
+        orig: *dst,
         reason,
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),

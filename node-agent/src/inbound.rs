@@ -63,7 +63,7 @@ impl Handler for Inbound {
         let client = client(request.peer, request.forwarded.as_ref());
         let identity = request.peer_identity.clone();
         // The address is the connection's own: what the peer says of it is a hint.
-        let open = OpenConnection::enter(&pod, Some(identity.clone()), request.peer.ip(), address);
+        let open = OpenConnection::enter(&pod, Some(identity.clone()), request.peer, address);
         let judgement = self.node.judge(&pod, &open);
         let source = self.node.peer(client, Some(identity));
         let destination = pod.workload.verified_peer(address);

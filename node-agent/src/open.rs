@@ -1,8 +1,8 @@
 //! Inbound connections that are open through the agent, so that a change of policy ends those that it forbids.
 
 use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -28,7 +28,8 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     source: Option<Identity>,
-    source_ip: IpAddr,
+    /// Where the connection that is judged comes from: the client's, or the tunnel's.
+    peer: SocketAddr,
     destination: SocketAddr,
     ended: CancellationToken,
     why: OnceLock<Judgement>,
@@ -61,6 +62,13 @@ impl OpenConnections {
         }
     }
 
+    /// Clients and destinations of those that the agent carries.
+    #[must_use]
+    pub fn carried(&self) -> HashSet<(SocketAddr, SocketAddr)> {
+        let ends = |entry: &Arc<Entry>| (entry.peer, entry.destination);
+        self.table().entries.values().map(ends).collect()
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         // Each change is one insertion or removal, so a panic elsewhere does not spoil it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -75,12 +83,12 @@ impl OpenConnection {
     pub fn enter(
         pod: &Arc<Pod>,
         source: Option<Identity>,
-        source_ip: IpAddr,
+        peer: SocketAddr,
         destination: SocketAddr,
     ) -> Self {
         let entry = Arc::new(Entry {
             source,
-            source_ip,
+            peer,
             destination,
             ended: CancellationToken::new(),
             why: OnceLock::new(),
@@ -126,7 +134,7 @@ impl Entry {
     fn judge(&self, policies: &WorkloadPolicies) -> Judgement {
         let request = Request {
             source: self.source.as_ref(),
-            source_ip: self.source_ip,
+            source_ip: self.peer.ip(),
             destination_ip: self.destination.ip(),
             destination_port: self.destination.port(),
         };

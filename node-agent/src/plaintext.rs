@@ -39,7 +39,7 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
     } else {
         FlowPath::Plaintext
     };
-    let open = OpenConnection::enter(pod, identity.clone(), peer.ip(), local);
+    let open = OpenConnection::enter(pod, identity.clone(), peer, local);
     let judgement = node.judge(pod, &open);
     let source = node.peer(peer, identity);
     let destination = pod.workload.verified_peer(local);

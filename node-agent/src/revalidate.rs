@@ -66,8 +66,13 @@ fn kernel_only(node: &Node, mesh: &Mesh, pod: &Arc<Pod>, policies: &WorkloadPoli
         .map(|socket| socket.local.port())
         .collect();
     let ephemeral = ephemeral_ports(pod)?;
+    let carried = pod.open.carried();
     let may_be_server = |port: u16| listening.contains(&port) || !ephemeral.contains(&port);
     for socket in &sockets {
+        // The agent's own end of a connection: whoever carries it was told.
+        if carried.contains(&(socket.remote, socket.local)) {
+            continue;
+        }
         let Some(inbound) = inbound(node, pod, socket, may_be_server) else {
             continue;
         };
@@ -86,7 +91,7 @@ fn kernel_only(node: &Node, mesh: &Mesh, pod: &Arc<Pod>, policies: &WorkloadPoli
                 node.flows
                     .connection(TrafficDirection::Ingress, FlowPath::Kernel, source, destination);
             flow.judged(&judgement);
-            flow.refuse(Reason::PolicyChanged, judgement.detail);
+            flow.close_uncounted(Reason::PolicyChanged);
         }
     }
     Ok(())
