@@ -8,6 +8,7 @@ mod clients;
 mod corners;
 mod direct;
 mod direct_attacks;
+mod direct_limits;
 mod direct_spoofing;
 mod envoy;
 mod explain;
