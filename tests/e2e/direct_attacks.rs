@@ -14,6 +14,7 @@ use weir_e2e::{
     Mesh,
     direct::{self, client, from, from_to, policy},
     run, serve,
+    sockets::sockets,
 };
 use weir_lab::{PATIENCE, Pod, PodSpec, Process, Spawn as _};
 
@@ -252,6 +253,47 @@ fn a_handshake_that_was_begun_with_permission_is_not_finished_without() {
         before,
         "nothing was accepted"
     );
+}
+
+#[test]
+fn a_server_that_registers_over_a_forbidden_clients_connection_does_not_keep_it() {
+    let mut mesh = direct::mesh("keep");
+    let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
+    let (to, bind) = (at(mesh.b.v4(), 7000), at(mesh.a.v4(), 5000));
+    mesh.learn(&mesh.a, &to);
+    let line = late(&mut mesh, &["--bind", &bind], |_| {});
+    assert_ne!(line["end"], "x", "an open connection ends: {line}");
+    mesh.set_policies(&[]);
+    mesh.learn(&mesh.a, &to);
+    let mut held = client(&mesh.a, &["late", "--to", &to, "--bind", &bind]);
+    held.wait_json("connected").unwrap();
+    // The two may well be of one mind. To itself a pod may connect from any address.
+    let lo = |what: &str| {
+        mesh.b
+            .ip(&[&format!("addr {what} {}/32 dev lo", mesh.a.v4())])
+            .unwrap()
+    };
+    lo("add");
+    // What it sends would be taken for the client's and answered with a reset.
+    let mut nft = std::process::Command::new("nft");
+    nft.arg(
+        "add table ip hold; add chain ip hold out { type filter hook output priority 0; }; \
+         add rule ip hold out tcp sport 5000 drop",
+    );
+    mesh.b.run(nft).unwrap().success().unwrap();
+    let over = ["connect", &to, "--bind", &bind, "--timeout-ms", "20000"];
+    let _over = mesh.b.testapp(over).unwrap();
+    weir_lab::poll("its own SYN", PATIENCE, || {
+        let sockets = sockets(&mesh.b);
+        let own = sockets.iter().any(|socket| socket.local.to_string() == bind);
+        Ok(own.then_some(()))
+    })
+    .unwrap();
+    lo("del");
+    mesh.set_policies(&[policy("DENY", "b", &from("a"))]);
+    held.signal(Signal::USR1).unwrap();
+    let line = held.wait(PATIENCE).unwrap().success().unwrap().json().unwrap();
+    assert_ne!(line["end"], "x", "{line}");
 }
 
 /// Connects again and again from these ports of an address, and gives the ends by their name or error.

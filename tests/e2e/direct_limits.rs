@@ -10,12 +10,12 @@ use aya::maps::{HashMap, Map, MapData};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use weir_abi::{
-    Budget, Conn, ConnKind, Endpoint, FlowKey, LAYOUT_VERSION, Pod as PodEntry, Verdict, VerdictKey,
+    Budget, Conn, ConnKind, Endpoint, FlowKey, LAYOUT_VERSION, Pending, Pod as PodEntry, Verdict, VerdictKey,
     VerdictKind,
 };
 use weir_e2e::{
     Mesh,
-    direct::{self, from, from_to, policy},
+    direct::{self, client, from, from_to, policy},
     identity, lines,
     peers::python,
     run, serve,
@@ -27,8 +27,10 @@ use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection};
 const LEASE_MS: u64 = 5000;
 /// No pod's handle.
 const NOBODY: u32 = u32::MAX;
-/// Entries of the tables of connections and of verdicts (weir-ebpf, maps.rs).
+/// Entries of the tables of connections, of those about to be sent, and of verdicts (weir-ebpf, maps.rs).
 const MAX_CONNECTIONS: u32 = 262_144;
+/// As above.
+const MAX_PENDING: u32 = 8192;
 /// As above.
 const MAX_VERDICTS: u32 = 131_072;
 /// Destinations whose verdict the kernel caches for one pod.
@@ -202,6 +204,22 @@ fn a_permission_outlives_a_killed_agent_for_the_lease_and_the_next_one_asks_the_
     wait_outcome(&stage.permitted, now_ms(), true);
 }
 
+#[test]
+fn a_connect_that_holds_its_first_packet_back_does_not_outlive_the_lease() {
+    let stage = Lease::new("stashed");
+    let mesh = &stage.mesh;
+    // TFO_CLIENT_ENABLE | TFO_CLIENT_NO_COOKIE (ip-sysctl.rst): `connect` returns before anything is sent.
+    mesh.a.sysctl(&[("net/ipv4/tcp_fastopen", "5")]).unwrap();
+    let to = at(mesh.b.v4(), 7000);
+    let mut stashed = client(&mesh.a, &["late", "--to", &to, "--deferred"]);
+    stashed.wait_json("connected").unwrap();
+    mesh.agents[0].kill().unwrap();
+    stage.runs_out(now_ms());
+    stashed.signal(Signal::USR1).unwrap();
+    let line = stashed.wait(PATIENCE).unwrap().success().unwrap().json().unwrap();
+    assert_ne!(line["end"], "b", "{line}");
+}
+
 /// A table of a node's agent.
 fn table<K: aya::Pod, V: aya::Pod>(agent: &Agent, name: &str) -> HashMap<MapData, K, V> {
     let pins = agent.config().pin_dir.join(format!("v{LAYOUT_VERSION}"));
@@ -319,6 +337,32 @@ fn a_pod_with_its_share_of_connections_reaches_nobody_directly_and_others_go_on(
 }
 
 #[test]
+fn a_server_that_registers_over_the_connections_of_its_clients_takes_nothing_from_their_share() {
+    let mesh = direct::mesh("leak");
+    let (server, _) = serve(&mesh.b, ["echo-server", "--port", "7000", "--print-peer"]);
+    let to = at(mesh.b.v4(), 7000);
+    mesh.learn(&mesh.a, &to);
+    let before = lines(&server, "accept", 0).len();
+    let (shares, handle) = share(mesh.agent(&mesh.a), &mesh.a);
+    let used = || shares.get(&handle, 0).unwrap().used;
+    let (bind, v4) = (at(mesh.a.v4(), 5000), mesh.a.v4());
+    let ends = ["connect", &to, "--bind", &bind, "--send", "x", "--read", "1"];
+    let held = ends.iter().chain(&["--hold-ms", "2000", "--reset"]);
+    let held = mesh.a.testapp(held).unwrap();
+    let _ = lines(&server, "accept", before + 1);
+    // To itself a pod may connect from any address: here from its client's, and from the very port.
+    mesh.b.ip(&[&format!("addr add {v4}/32 dev lo")]).unwrap();
+    let arguments = ["connect", &to, "--bind", &bind, "--timeout-ms", "500"];
+    let line = run(&mesh.b, arguments).json().unwrap();
+    assert_ne!(line["connect"], "EADDRNOTAVAIL", "{line}");
+    mesh.b.ip(&[&format!("addr del {v4}/32 dev lo")]).unwrap();
+    assert_eq!(used(), 1, "the client is still connected");
+    held.wait(PATIENCE).unwrap().success().unwrap();
+    let given_back = || Ok((used() == 0).then_some(()));
+    weir_lab::poll("its share given back", PATIENCE / 6, given_back).unwrap();
+}
+
+#[test]
 fn a_full_table_of_connections_refuses_and_lets_nothing_in_unregistered() {
     let mesh = direct::mesh("fulltable");
     let (server, _) = serve(&mesh.b, ["echo-server", "--port", "7000", "--print-peer"]);
@@ -348,6 +392,19 @@ fn a_full_table_of_connections_refuses_and_lets_nothing_in_unregistered() {
     assert_eq!(lines(&server, "accept", 0).len(), before);
     empty(&mut connections, &filled);
     assert_eq!(connect(&mesh.a, &to)["text"], "x");
+}
+
+#[test]
+fn direct_connections_need_no_room_among_those_about_to_be_sent() {
+    let mesh = direct::mesh("fullpending");
+    let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
+    let to = at(mesh.b.v4(), 7000);
+    let mut pending = table::<u64, Pending>(mesh.agent(&mesh.a), "PENDING");
+    let cookie = |number: u32| (u64::MAX - u64::from(number), Pending::default());
+    let filled = fill(&mut pending, MAX_PENDING, cookie);
+    mesh.learn(&mesh.a, &to);
+    empty(&mut pending, &filled);
+    mesh.learn(&mesh.a, &to);
 }
 
 #[test]
