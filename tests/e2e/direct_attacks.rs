@@ -269,9 +269,8 @@ fn a_server_that_registers_over_a_forbidden_clients_connection_does_not_keep_it(
     held.wait_json("connected").unwrap();
     // The two may well be of one mind. To itself a pod may connect from any address.
     let lo = |what: &str| {
-        mesh.b
-            .ip(&[&format!("addr {what} {}/32 dev lo", mesh.a.v4())])
-            .unwrap()
+        let line = format!("addr {what} {}/32 dev lo", mesh.a.v4());
+        mesh.b.ip(&[&line]).unwrap();
     };
     lo("add");
     // What it sends would be taken for the client's and answered with a reset.

@@ -126,6 +126,44 @@ fn a_pod_with_the_address_of_a_permitted_pod_is_refused_as_what_it_is() {
 }
 
 #[test]
+fn who_takes_the_address_of_a_server_does_not_get_its_clients() {
+    let (mut mesh, thief) = stage("fence");
+    mesh.set_policies(&[]);
+    let servers = [&mesh.b, &thief].map(|pod| {
+        let arguments = ["echo-server", "--port", "7000", "--dual-stack", "--print-peer"];
+        serve(pod, arguments).0
+    });
+    for host in both(&mesh.b) {
+        mesh.learn(&mesh.a, &at(host, 7000));
+    }
+    steal(&thief, &mesh.b);
+    for host in both(&mesh.b) {
+        // As if forged replies had made it believe that.
+        let line = format!("neigh replace {host} lladdr {} dev eth0", mac(&thief));
+        mesh.a.ip(&[&line]).unwrap();
+        let to = at(host, 7000);
+        for port in 5000..5005 {
+            let line = connect(
+                &mesh.a,
+                &SocketAddr::new(own(&mesh.a, host), port).to_string(),
+                &to,
+            );
+            assert_eq!(line["text"], "", "{line}");
+        }
+        let wrong = |flow: &Flow| flow.destination.address == to.parse().unwrap();
+        let flow = mesh.flow_where(&thief, TrafficDirection::Ingress, FlowEvent::Refused, 7000, wrong);
+        assert_eq!(flow.reason, Reason::WrongIdentity);
+    }
+    assert!(lines(&servers[1], "accept", 0).is_empty());
+}
+
+/// A pod's address of the same family as another.
+fn own(pod: &Pod, other: IpAddr) -> IpAddr {
+    let [v4, v6] = both(pod);
+    if other.is_ipv4() { v4 } else { v6 }
+}
+
+#[test]
 fn two_pods_with_one_address_that_race_from_the_same_ports_are_told_apart() {
     let (mesh, thief) = stage("twins");
     let name = ["name-server", "--name", "b", "--port", "7000"];
