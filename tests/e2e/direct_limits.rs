@@ -223,7 +223,7 @@ fn a_connect_that_holds_its_first_packet_back_does_not_outlive_the_lease() {
 /// A table of a node's agent.
 fn table<K: aya::Pod, V: aya::Pod>(agent: &Agent, name: &str) -> HashMap<MapData, K, V> {
     let pins = agent.config().pin_dir.join(format!("v{LAYOUT_VERSION}"));
-    let data = MapData::from_pin(pins.join(name)).unwrap();
+    let data = MapData::from_pin(pins.join(name)).expect(name);
     HashMap::try_from(Map::HashMap(data)).unwrap()
 }
 
@@ -290,6 +290,7 @@ fn a_pod_with_its_share_of_connections_reaches_nobody_directly_and_others_go_on(
     for pod in [&mesh.a, &other] {
         mesh.learn(pod, &to);
     }
+    let before = lines(&server, "accept", 0).len() + 1;
     let held = [
         "connect",
         &to,
@@ -308,8 +309,8 @@ fn a_pod_with_its_share_of_connections_reaches_nobody_directly_and_others_go_on(
         Ok((used(&shares) == 1).then_some(()))
     })
     .unwrap();
+    let _ = lines(&server, "accept", before);
     shares.insert(handle, Budget { used: 1, limit: 1 }, 0).unwrap();
-    let before = lines(&server, "accept", 0).len();
     for _ in 0..5 {
         let line = connect(&mesh.a, &to);
         assert_eq!(line["connect"], "ECONNREFUSED", "{line}");
