@@ -88,30 +88,6 @@ pub struct Pending {
     pub src: [u32; 4],
 }
 
-impl Pending {
-    /// Nothing.
-    pub const EMPTY: Self = Self {
-        conn: Conn {
-            netns: 0,
-            cookie: 0,
-            closed_ns: 0,
-            kind: ConnKind::NONE,
-            pod: 0,
-            dest_pod: 0,
-            generation: 0,
-            orig: NOWHERE,
-            pick: NOWHERE,
-            pid: 0,
-            comm: [0; 16],
-            established: 0,
-            started_ns: 0,
-        },
-        src: [0; 4],
-    };
-}
-
-const NOWHERE: Endpoint = Endpoint::v6([0; 4], 0);
-
 /// A pod on this node: value of the `PODS` map, keyed by network namespace cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq)]

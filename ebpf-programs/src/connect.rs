@@ -2,16 +2,17 @@
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
+    helpers::generated::{bpf_get_current_comm, bpf_ktime_get_coarse_ns},
     helpers::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
-        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
+        bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use weir_abi::{
-    BackendKey, Conn, ConnKind, Endpoint, Event, EventKind, FlowKey, HOST_HANDLE, Pending, Pod, Reason,
-    SockState, VerdictKey,
+    BackendKey, Conn, ConnKind, Endpoint, Event, EventKind, HOST_HANDLE, Pending, Pod, Reason, SockState,
+    VerdictKey,
     decide::{self, Connect},
 };
 
@@ -76,7 +77,9 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     let Some(pod) = (unsafe { PODS.get(netns) }).copied() else {
         return host(ctx, netns, dst);
     };
-    let now = now_ns();
+    // Good enough for a lease of seconds, and cheaper (kernel 5.11).
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     // Not copied out of the map: LLVM would keep the absent value's fields in registers that were never written.
     // SAFETY: the entry stays valid until the program ends; a concurrent write is a newer decision of the agent.
     let verdict = unsafe { VERDICTS.get(VerdictKey { pod: pod.handle, dst }) };
@@ -107,11 +110,11 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
         // Decided above; a set of a set there is not.
         Connect::Service { .. } => return refuse(&pod, &dst, Reason::Internal),
     };
-    let is_direct = kind == ConnKind::DIRECT;
-    let Some((conn, src)) = slot(ctx, is_direct && state.is_null()) else {
-        return refuse(&pod, &dst, Reason::Internal);
+    let mut pending = Pending {
+        src: decide::own_address(&pod, dst.is_v4()),
+        ..Pending::default()
     };
-    conn.started_ns = now;
+    let conn = &mut pending.conn;
     conn.netns = netns;
     conn.kind = kind;
     conn.pod = pod.handle;
@@ -119,45 +122,41 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     conn.generation = config.generation;
     conn.orig = dst;
     conn.pick = pick;
-    conn.closed_ns = 0;
-    conn.established = 0;
+    // Precisely when the SYN leaves; this is for what never sends one.
+    conn.started_ns = now;
     note_process(conn);
     // SAFETY: the helper takes the context.
     conn.cookie = unsafe { bpf_get_socket_cookie(sa.cast()) };
-    *src = decide::own_address(&pod, dst.is_v4());
+    if !keep(ctx, &pending, state.is_null()) {
+        return refuse(&pod, &dst, Reason::Internal);
+    }
     if let Some(to) = to {
         rewrite(sa, to, v6);
     }
     PASS
 }
 
-/// Where a socket's state is kept until the SYN leaves, and the address that it must leave from: the socket's own storage,
-/// which a direct connection that has none does without.
+/// Remembers what was decided until the SYN leaves: in the socket's own storage, which a direct connection that has none
+/// does without.
 #[inline(always)]
-fn slot<'a>(ctx: &SockAddrContext, may_wait: bool) -> Option<(&'a mut Conn, &'a mut [u32; 4])> {
-    if may_wait {
-        // SAFETY: the helper takes the context.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
-        if PENDING.insert(cookie, &EMPTY, 0).is_ok()
-            && let Some(pending) = PENDING.get_ptr_mut(cookie)
-        {
-            // SAFETY: a valid pointer into the map; nobody else knows this cookie's entry.
-            let pending = unsafe { &mut *pending };
-            return Some((&mut pending.conn, &mut pending.src));
-        }
+fn keep(ctx: &SockAddrContext, pending: &Pending, is_new: bool) -> bool {
+    if is_new
+        && pending.conn.kind == ConnKind::DIRECT
+        && PENDING.insert(pending.conn.cookie, pending, 0).is_ok()
+    {
+        return true;
     }
     // SAFETY: the context's socket is valid during the call.
     let state = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
     if state.is_null() {
-        return None;
+        return false;
     }
     // SAFETY: checked for null; the state lives as long as the socket.
     let state = unsafe { &mut *state };
-    Some((&mut state.conn, &mut state.key.src.addr))
+    state.conn = pending.conn;
+    state.key.src.addr = pending.src;
+    true
 }
-
-/// What an entry is made from before it is filled in place: the stack has no room for another.
-static EMPTY: Pending = Pending::EMPTY;
 
 /// `connect` outside of the pods: the kubelet's connections are registered, so that its probes are known for what they are.
 #[inline(always)]
@@ -183,7 +182,6 @@ fn host(ctx: &SockAddrContext, netns: u64, dst: Endpoint) -> i32 {
         return PASS;
     }
     forget(state);
-    state.conn.started_ns = now_ns();
     state.conn.established = 0;
     state.conn.closed_ns = 0;
     state.conn.netns = netns;
@@ -201,7 +199,9 @@ fn host(ctx: &SockAddrContext, netns: u64, dst: Endpoint) -> i32 {
 #[inline(always)]
 fn note_process(conn: &mut Conn) {
     conn.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    conn.comm = bpf_get_current_comm().unwrap_or_default();
+    // In place: aya's wrapper copies it twice. Fails only for a buffer of no size.
+    // SAFETY: the buffer is as large as the size says.
+    unsafe { bpf_get_current_comm(conn.comm.as_mut_ptr().cast(), conn.comm.len() as u32) };
 }
 
 /// Makes a socket's state say nothing; a socket can be connected again elsewhere.
@@ -236,19 +236,18 @@ fn refuse(pod: &Pod, dst: &Endpoint, reason: Reason) -> i32 {
 #[inline(always)]
 fn deny(pod: &Pod, dst: &Endpoint, reason: u32) -> i32 {
     let own = decide::own_address(pod, dst.is_v4());
-    report(&Event {
-        time_ns: now_ns(),
-        key: FlowKey {
-            src: Endpoint::v6(own, 0),
-            dst: *dst,
-        },
-        kind: EventKind::CONNECT_DENIED,
-        pod: pod.handle,
-        orig: *dst,
-        reason,
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        comm: bpf_get_current_comm().unwrap_or_default(),
-        ..Event::default()
+    report(|event| {
+        *event = Event::default();
+        event.time_ns = now_ns();
+        event.key.src.addr = own;
+        event.key.dst = *dst;
+        event.kind = EventKind::CONNECT_DENIED;
+        event.pod = pod.handle;
+        event.orig = *dst;
+        event.reason = reason;
+        event.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        // SAFETY: the buffer is as large as the size says.
+        unsafe { bpf_get_current_comm(event.comm.as_mut_ptr().cast(), event.comm.len() as u32) };
     });
     // SAFETY: the helper has no preconditions in this hook.
     unsafe { bpf_set_retval(-ECONNREFUSED) };

@@ -96,20 +96,18 @@ fn original(ctx: &SockAddrContext, local: Endpoint, peer: Endpoint) -> Option<En
             return None;
         }
     }
+    // An accepted socket first: its entry was touched a moment ago, and most calls are accept's.
     let key = FlowKey {
-        src: local,
-        dst: peer,
+        src: peer,
+        dst: local,
     };
     // SAFETY: the value is copied before the program ends.
-    if let Some(conn) = unsafe { CONNECTIONS.get(key) }
-        && is_rewritten(conn)
-    {
-        return Some(conn.orig);
+    if let Some(conn) = unsafe { CONNECTIONS.get(key) } {
+        return (conn.kind == ConnKind::DELIVERY && conn.orig.port != 0).then_some(conn.orig);
     }
     // SAFETY: as above.
     if let Some(conn) = unsafe { CONNECTIONS.get(key.reversed()) }
-        && conn.kind == ConnKind::DELIVERY
-        && conn.orig.port != 0
+        && is_rewritten(conn)
     {
         return Some(conn.orig);
     }

@@ -134,17 +134,19 @@ pub(crate) fn socket_state(sk: *mut aya_ebpf::bindings::bpf_sock) -> *mut SockSt
 /// wake-up is an interrupt, which costs more than all the rest of a program.
 const WAKE_BYTES: u64 = (EVENT_BYTES / 4) as u64;
 
-/// Reports an event, or counts that it was lost.
+/// Reports an event, made in place, or counts that it was lost. `fill` must set every field: the memory is used again.
 #[inline(always)]
-pub(crate) fn report(event: &Event) {
+pub(crate) fn report(fill: impl FnOnce(&mut Event)) {
     let flags = if EVENTS.query(BPF_RB_AVAIL_DATA) < WAKE_BYTES {
         BPF_RB_NO_WAKEUP
     } else {
         BPF_RB_FORCE_WAKEUP
     };
-    if EVENTS.output::<Event>(event, flags).is_err()
-        && let Some(lost) = LOST.get_ptr_mut(0)
-    {
+    if let Some(mut entry) = EVENTS.reserve::<Event>(0) {
+        // SAFETY: the entry is as large and as aligned as an event, and every bit pattern is one.
+        fill(unsafe { &mut *entry.as_mut_ptr() });
+        entry.submit(flags);
+    } else if let Some(lost) = LOST.get_ptr_mut(0) {
         add(lost, 1);
     }
 }

@@ -105,13 +105,15 @@ fn weir_sk_lookup(ctx: SkLookupContext) -> u32 {
 fn refuse(key: &FlowKey, own: &Pod, reason: Reason) -> u32 {
     let now = now_ns();
     if first_denial(key, now) {
-        report(&Event {
-            time_ns: now,
-            key: *key,
-            kind: EventKind::SYN_DENIED,
-            pod: own.handle,
-            reason: reason as u32,
-            ..Event::default()
+        report(|event| {
+            *event = Event {
+                time_ns: now,
+                key: *key,
+                kind: EventKind::SYN_DENIED,
+                pod: own.handle,
+                reason: reason as u32,
+                ..Event::default()
+            };
         });
     }
     SK_DROP

@@ -137,6 +137,10 @@ fn key_of(ops: *mut bpf_sock_ops) -> FlowKey {
 fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
     let key = key_of(ops);
     let foreign = is_foreign(&state.conn, &state.key.src.addr, &key);
+    // The agent marks its sockets before it can know this.
+    // SAFETY: the helper takes the context.
+    state.conn.cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
+    state.conn.started_ns = now_ns();
     state.key = key;
     if foreign {
         not_registered(&mut state.conn, &key, Reason::ForeignSource);
@@ -154,6 +158,7 @@ fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
 #[inline(always)]
 fn direct(ops: *mut bpf_sock_ops, pending: &mut Pending) {
     let key = key_of(ops);
+    pending.conn.started_ns = now_ns();
     if is_foreign(&pending.conn, &pending.src, &key) {
         not_registered(&mut pending.conn, &key, Reason::ForeignSource);
     } else if register(&key, &pending.conn) {
@@ -182,10 +187,11 @@ fn watch(ops: *mut bpf_sock_ops) {
 fn not_registered(conn: &mut Conn, key: &FlowKey, reason: Reason) {
     let now = now_ns();
     if first_denial(key, now) {
-        let mut refused = event(conn, key, EventKind::CONNECT_DENIED, now);
-        refused.reason = reason as u32;
-        refused.key.dst = conn.orig;
-        report(&refused);
+        report(|event| {
+            describe(event, conn, key, EventKind::CONNECT_DENIED, now);
+            event.reason = reason as u32;
+            event.key.dst = conn.orig;
+        });
     }
     if conn.kind == ConnKind::DIRECT {
         // If the destination takes it for a stranger's and accepts, that is what it is.
@@ -197,7 +203,7 @@ fn not_registered(conn: &mut Conn, key: &FlowKey, reason: Reason) {
 fn established(conn: &mut Conn, key: &FlowKey) {
     conn.established = 1;
     if is_observed(conn) {
-        report(&event(conn, key, EventKind::ESTABLISHED, now_ns()));
+        report(|event| describe(event, conn, key, EventKind::ESTABLISHED, now_ns()));
     }
 }
 
@@ -215,13 +221,15 @@ fn closed(ops: *mut bpf_sock_ops, conn: &Conn, key: &FlowKey) {
     );
     let acked = field!((*ops).bytes_acked);
     let received = field!((*ops).bytes_received);
-    report(&Event {
-        bytes_sent: acked.saturating_sub(1 + u64::from(fin_acked)),
-        bytes_received: received.saturating_sub(u64::from(fin_received)),
-        // The kernel keeps eight times the microseconds.
-        rtt_us: field!((*ops).srtt_us) >> 3,
-        retransmits: field!((*ops).total_retrans),
-        ..event(conn, key, EventKind::CLOSED, now_ns())
+    // The kernel keeps eight times the microseconds.
+    let rtt_us = field!((*ops).srtt_us) >> 3;
+    let retransmits = field!((*ops).total_retrans);
+    report(|event| {
+        describe(event, conn, key, EventKind::CLOSED, now_ns());
+        event.bytes_sent = acked.saturating_sub(1 + u64::from(fin_acked));
+        event.bytes_received = received.saturating_sub(u64::from(fin_received));
+        event.rtt_us = rtt_us;
+        event.retransmits = retransmits;
     });
 }
 
@@ -233,21 +241,24 @@ fn is_observed(conn: &Conn) -> bool {
         || (conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod)
 }
 
+/// Sets every field of an event to what is known of a connection.
 #[inline(always)]
-fn event(conn: &Conn, key: &FlowKey, kind: u32, now_ns: u64) -> Event {
-    Event {
-        time_ns: now_ns,
-        duration_ns: now_ns - conn.started_ns,
-        cookie: conn.cookie,
-        key: *key,
-        kind,
-        conn_kind: conn.kind,
-        pod: conn.pod,
-        dest_pod: conn.dest_pod,
-        established: conn.established,
-        pid: conn.pid,
-        orig: conn.orig,
-        comm: conn.comm,
-        ..Event::default()
-    }
+fn describe(event: &mut Event, conn: &Conn, key: &FlowKey, kind: u32, now_ns: u64) {
+    event.time_ns = now_ns;
+    event.duration_ns = now_ns - conn.started_ns;
+    event.cookie = conn.cookie;
+    event.bytes_sent = 0;
+    event.bytes_received = 0;
+    event.key = *key;
+    event.kind = kind;
+    event.conn_kind = conn.kind;
+    event.pod = conn.pod;
+    event.dest_pod = conn.dest_pod;
+    event.reason = 0;
+    event.established = conn.established;
+    event.rtt_us = 0;
+    event.retransmits = 0;
+    event.pid = conn.pid;
+    event.orig = conn.orig;
+    event.comm = conn.comm;
 }
