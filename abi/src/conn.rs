@@ -57,6 +57,9 @@ pub struct Conn {
     pub established: u32,
     /// When `connect` was called, nanoseconds of CLOCK_MONOTONIC.
     pub started_ns: u64,
+    /// [`FlowKey::tag`] of the key that it stands under. The kernel gives the memory of a removed element to the next at
+    /// once: who reads one checks that it is still the one that was looked up.
+    pub tag: u64,
 }
 
 /// A socket's own state: value of the `SOCKETS` sk_storage map.
@@ -166,6 +169,9 @@ pub struct Verdict {
     pub set: u32,
     /// How many backends the set has, for SERVICE.
     pub count: u32,
+    /// The key that it stands under, to be compared after all else was read: the kernel gives the memory of a removed
+    /// element to the next at once.
+    pub key: VerdictKey,
 }
 
 /// Key of the `BACKENDS` map.
@@ -188,6 +194,8 @@ pub struct Backend {
     pub address: Endpoint,
     /// Handle of its pod if it is on this node and may be reached directly, else 0: the agent carries the connection.
     pub dest_pod: u32,
+    /// The key that it stands under, to be compared after all else was read.
+    pub key: BackendKey,
 }
 
 /// Key of the `PROBE_PORTS` map: a port that the kubelet probes.
@@ -247,14 +255,14 @@ impl ListenerSlot {
     }
 }
 
-const _: () = assert!(size_of::<Conn>() == 112);
-const _: () = assert!(size_of::<SockState>() == 160);
-const _: () = assert!(size_of::<Pending>() == 128);
+const _: () = assert!(size_of::<Conn>() == 120);
+const _: () = assert!(size_of::<SockState>() == 168);
+const _: () = assert!(size_of::<Pending>() == 136);
 const _: () = assert!(size_of::<Pod>() == 24);
 const _: () = assert!(size_of::<VerdictKey>() == 24);
-const _: () = assert!(size_of::<Verdict>() == 24);
+const _: () = assert!(size_of::<Verdict>() == 48);
 const _: () = assert!(size_of::<Config>() == 40);
 const _: () = assert!(size_of::<BackendKey>() == 8);
-const _: () = assert!(size_of::<Backend>() == 24);
+const _: () = assert!(size_of::<Backend>() == 32);
 const _: () = assert!(size_of::<ProbePort>() == 8);
 const _: () = assert!(size_of::<Budget>() == 16);

@@ -43,15 +43,15 @@ pub enum Connect {
 
 /// Decides a `connect` of a pod's socket that is not the agent's.
 ///
-/// `bound_port` is the port that the socket was bound to, 0 if it was not. `verdict` is what the agent cached for this pod and destination; it holds only under the current generation and
-/// within the lease, and whatever else it says sends the connection to the agent.
+/// `bound_port` is the port that the socket was bound to, 0 if it was not. `verdict` is what the agent cached for this pod and destination, of kind REDIRECT if nothing; it holds only under the
+/// current generation and within the lease, and whatever else it says sends the connection to the agent.
 #[inline(always)]
 #[must_use]
 pub fn connect(
     pod: &Pod,
     dst: &Endpoint,
     bound_port: u32,
-    verdict: Option<&Verdict>,
+    verdict: &Verdict,
     config: &Config,
     now_ns: u64,
 ) -> Connect {
@@ -69,10 +69,7 @@ pub fn connect(
         // Never a workload's, and only meaningful with the interface that the rewritten address would not have.
         return Connect::Pass;
     }
-    if let Some(verdict) = verdict
-        && verdict.generation == config.generation
-        && now_ns < config.lease_until_ns
-    {
+    if verdict.generation == config.generation && now_ns < config.lease_until_ns {
         match verdict.kind {
             VerdictKind::PASS => return Connect::Pass,
             VerdictKind::DIRECT => {
@@ -94,18 +91,17 @@ pub fn connect(
     redirect(pod, dst, bound_port, Endpoint::default())
 }
 
-/// Decides a `connect` to a service whose backend was picked; `None` if the set has lost it meanwhile.
+/// Decides a `connect` to a service whose backend was picked; with port 0 if the set has lost it meanwhile.
 #[inline(always)]
 #[must_use]
-pub fn backend(pod: &Pod, dst: &Endpoint, bound_port: u32, backend: Option<&Backend>) -> Connect {
-    match backend {
-        Some(backend) if backend.dest_pod != 0 && backend.address.is_v4() == dst.is_v4() => Connect::Direct {
+pub fn backend(pod: &Pod, dst: &Endpoint, bound_port: u32, backend: &Backend) -> Connect {
+    if backend.address.port != 0 && backend.dest_pod != 0 && backend.address.is_v4() == dst.is_v4() {
+        return Connect::Direct {
             dest_pod: backend.dest_pod,
             to: Some(backend.address),
-        },
-        Some(backend) => redirect(pod, dst, bound_port, backend.address),
-        None => redirect(pod, dst, bound_port, Endpoint::default()),
+        };
     }
+    redirect(pod, dst, bound_port, backend.address)
 }
 
 /// One of `count` backends, each equally likely for a uniform `random`: the bias of the multiplication is below

@@ -116,6 +116,10 @@ reasons! {
     NotAllowed = 38, "not_allowed", "ALLOW policies apply to the destination, and none of their rules matches this connection.";
     /// A direct connection from an address that is not the pod's.
     ForeignSource = 39, "foreign_source", "The socket was bound to an address that is not the pod's own, so its identity cannot be vouched for.";
+    /// The agent's lease had ended when the SYN was sent.
+    LeaseEnded = 40, "lease_ended", "The agent has given no sign of life for as long as its decisions hold; is it running?";
+    /// Another socket is registered under the same addresses and ports.
+    Collision = 41, "collision", "Another pod's socket stands under the same addresses and ports.";
 }
 
 #[cfg(feature = "user")]

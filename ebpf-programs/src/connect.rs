@@ -18,7 +18,7 @@ use weir_abi::{
 
 use crate::{
     IPPROTO_TCP, field,
-    maps::{BACKENDS, PENDING, PODS, SOCKETS, VERDICTS, config, now_ns, report, unregister},
+    maps::{PENDING, PODS, SOCKETS, backend, config, now_ns, report, unregister, verdict},
 };
 
 /// Let the call go on.
@@ -80,27 +80,24 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
     // Good enough for a lease of seconds, and cheaper (kernel 5.11).
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    // Not copied out of the map: LLVM would keep the absent value's fields in registers that were never written.
-    // SAFETY: the entry stays valid until the program ends; a concurrent write is a newer decision of the agent.
-    let verdict = unsafe { VERDICTS.get(VerdictKey { pod: pod.handle, dst }) };
+    let verdict = verdict(&VerdictKey { pod: pod.handle, dst });
     let config = config();
     // SAFETY: the context's socket is valid during the call, and the verifier checks each access.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
     let bound_port = field!((*sk).src_port);
-    let mut decision = decide::connect(&pod, &dst, bound_port, verdict, &config, now);
+    let mut decision = decide::connect(&pod, &dst, bound_port, &verdict, &config, now);
     if let Connect::Service { set, count } = decision {
         // SAFETY: the helper has no preconditions.
         let index = decide::pick(unsafe { bpf_get_prandom_u32() }, count);
-        // SAFETY: as with the verdict.
-        let backend = unsafe { BACKENDS.get(BackendKey { set, index }) };
-        decision = decide::backend(&pod, &dst, bound_port, backend);
+        let backend = backend(BackendKey { set, index });
+        decision = decide::backend(&pod, &dst, bound_port, &backend);
     }
     let (kind, dest_pod, to, pick) = match decision {
         Connect::Ignore => return PASS,
         Connect::Deny(reason) => {
-            let reason = match (reason, verdict) {
-                (Reason::DeniedByVerdict, Some(verdict)) => verdict.reason,
-                (reason, _) => reason as u32,
+            let reason = match reason {
+                Reason::DeniedByVerdict => verdict.reason,
+                reason => reason as u32,
             };
             return deny(&pod, &dst, reason);
         }

@@ -10,11 +10,14 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
 };
 use weir_abi::{
-    Backend, BackendKey, Budget, Config, Conn, ConnKind, Event, FlowKey, Pending, Pod, PodState, ProbePort,
-    SockState, Verdict, VerdictKey,
+    Backend, BackendKey, Budget, Config, Conn, ConnKind, Endpoint, Event, FlowKey, Pending, Pod, PodState,
+    ProbePort, Reason, SockState, Verdict, VerdictKey, VerdictKind, address::same_address,
 };
 
+use crate::field;
+
 // Flags of `linux/bpf.h`.
+const BPF_NOEXIST: u64 = 1;
 const BPF_RB_NO_WAKEUP: u64 = 1;
 const BPF_RB_FORCE_WAKEUP: u64 = 2;
 const BPF_RB_AVAIL_DATA: u64 = 0;
@@ -100,6 +103,56 @@ static LOST: Array<u64> = Array::with_max_entries(1, 0);
 /// A refused 4-tuple is reported again after this long, nanoseconds.
 const DENIAL_QUIET_NS: u64 = 1_000_000_000;
 
+/// What the agent cached for a pod and a destination; of kind REDIRECT if nothing.
+///
+/// The kernel gives the memory of a removed element to the next one at once, also while a program reads it. So the fields
+/// are read first, and then the key that they belong to.
+#[inline(always)]
+pub(crate) fn verdict(key: &VerdictKey) -> Verdict {
+    let mut verdict = Verdict::default();
+    if let Some(found) = VERDICTS.get_ptr(key) {
+        verdict.kind = field!((*found).kind);
+        verdict.generation = field!((*found).generation);
+        verdict.dest_pod = field!((*found).dest_pod);
+        verdict.reason = field!((*found).reason);
+        verdict.set = field!((*found).set);
+        verdict.count = field!((*found).count);
+        let pod = field!((*found).key.pod);
+        let dst = endpoint(unsafe { &raw const (*found).key.dst });
+        if pod != key.pod || dst.port != key.dst.port || !same_address(&dst.addr, &key.dst.addr) {
+            verdict.kind = VerdictKind::REDIRECT;
+        }
+    }
+    verdict
+}
+
+/// A service's backend; with port 0 if the set has none of this number. Read as a verdict is.
+#[inline(always)]
+pub(crate) fn backend(key: BackendKey) -> Backend {
+    let mut backend = Backend::default();
+    if let Some(found) = BACKENDS.get_ptr(key) {
+        backend.address = endpoint(unsafe { &raw const (*found).address });
+        backend.dest_pod = field!((*found).dest_pod);
+        if field!((*found).key.set) != key.set || field!((*found).key.index) != key.index {
+            backend.address.port = 0;
+        }
+    }
+    backend
+}
+
+#[inline(always)]
+fn endpoint(at: *const Endpoint) -> Endpoint {
+    Endpoint {
+        addr: [
+            field!((*at).addr[0]),
+            field!((*at).addr[1]),
+            field!((*at).addr[2]),
+            field!((*at).addr[3]),
+        ],
+        port: field!((*at).port),
+    }
+}
+
 /// The configuration; zeroes (no verdict holds) until the agent wrote it.
 #[inline(always)]
 pub(crate) fn config() -> Config {
@@ -168,21 +221,32 @@ pub(crate) fn first_denial(key: &FlowKey, now_ns: u64) -> bool {
 ///
 /// The budget counts sockets: it is taken here and given back when the socket closes, whatever becomes of the entry.
 #[inline(always)]
-pub(crate) fn register(key: &FlowKey, conn: &Conn) -> bool {
+pub(crate) fn register(key: &FlowKey, conn: &Conn) -> Result<(), Reason> {
     let Some(budget) = BUDGETS.get_ptr_mut(conn.pod) else {
-        return false;
+        return Err(Reason::TableFull);
     };
     // SAFETY: a valid pointer into the map; volatile, since other processors count there too.
     let full = unsafe {
         (&raw const (*budget).used).read_volatile() >= (&raw const (*budget).limit).read_volatile()
     };
-    // An entry of the same 4-tuple can only be a leftover: its socket is gone, or this one could not have the port.
-    if full || CONNECTIONS.insert(key, conn, 0).is_err() {
-        return false;
+    if full {
+        return Err(Reason::TableFull);
+    }
+    if CONNECTIONS.insert(key, conn, BPF_NOEXIST).is_err() {
+        // Of this namespace it can only be a leftover: its socket is gone, or this one could not have the port. Of another
+        // it is not this socket's to replace.
+        match CONNECTIONS.get_ptr(key) {
+            None => return Err(Reason::TableFull),
+            Some(found) if field!((*found).netns) != conn.netns => return Err(Reason::Collision),
+            Some(_) => {}
+        }
+        if CONNECTIONS.insert(key, conn, 0).is_err() {
+            return Err(Reason::TableFull);
+        }
     }
     // SAFETY: as above.
     add(unsafe { &raw mut (*budget).used }, 1);
-    true
+    Ok(())
 }
 
 /// Gives back a socket's part of its pod's budget.

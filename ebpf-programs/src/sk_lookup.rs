@@ -70,9 +70,12 @@ fn weir_sk_lookup(ctx: SkLookupContext) -> u32 {
         dst,
         ifindex: field!((*lookup).ingress_ifindex),
     };
-    // SAFETY: the values are copied at once.
-    let registered = unsafe { CONNECTIONS.get(key) }.copied();
-    // SAFETY: as above. No state means that the agent is not done with this pod: refuse.
+    // SAFETY: the value is copied at once. The kernel gives the memory of a removed element to the next one at once, also
+    // while a program reads it: the tag tells whose it was.
+    let registered = unsafe { CONNECTIONS.get(key) }
+        .copied()
+        .filter(|conn| conn.tag == key.tag());
+    // SAFETY: the value is copied at once. No state means that the agent is not done with this pod: refuse.
     let strict = unsafe { POD_STATES.get(own.handle) }.is_none_or(|state| state.strict != 0);
     let is_probed = || {
         let port = ProbePort {

@@ -7,13 +7,15 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use weir_abi::{
-    Conn, ConnKind, Endpoint, Event, EventKind, FlowKey, Pending, Reason, SockState, address::same_address,
+    Conn, ConnKind, Endpoint, Event, EventKind, FlowKey, Pending, Reason, SockState,
+    address::{is_loopback, same_address},
 };
 
 use crate::{
     AF_INET, field,
     maps::{
-        CONNECTIONS, PENDING, first_denial, give_back, now_ns, register, report, socket_state, unregister,
+        CONNECTIONS, PENDING, config, first_denial, give_back, now_ns, register, report, socket_state,
+        unregister,
     },
 };
 
@@ -142,13 +144,15 @@ fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
     state.conn.cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
     state.conn.started_ns = now_ns();
     state.key = key;
+    state.conn.tag = key.tag();
     if foreign {
         not_registered(&mut state.conn, &key, Reason::ForeignSource);
+    } else if is_late(&state.conn) {
+        not_registered(&mut state.conn, &key, Reason::LeaseEnded);
     } else if state.conn.kind != ConnKind::PASS {
-        if register(&key, &state.conn) {
-            state.registered = 1;
-        } else {
-            not_registered(&mut state.conn, &key, Reason::TableFull);
+        match register(&key, &state.conn) {
+            Ok(()) => state.registered = 1,
+            Err(reason) => not_registered(&mut state.conn, &key, reason),
         }
     }
     watch(ops);
@@ -159,12 +163,16 @@ fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
 fn direct(ops: *mut bpf_sock_ops, pending: &mut Pending) {
     let key = key_of(ops);
     pending.conn.started_ns = now_ns();
+    pending.conn.tag = key.tag();
     if is_foreign(&pending.conn, &pending.src, &key) {
         not_registered(&mut pending.conn, &key, Reason::ForeignSource);
-    } else if register(&key, &pending.conn) {
-        watch(ops);
+    } else if is_late(&pending.conn) {
+        not_registered(&mut pending.conn, &key, Reason::LeaseEnded);
     } else {
-        not_registered(&mut pending.conn, &key, Reason::TableFull);
+        match register(&key, &pending.conn) {
+            Ok(()) => watch(ops),
+            Err(reason) => not_registered(&mut pending.conn, &key, reason),
+        }
     }
 }
 
@@ -172,7 +180,16 @@ fn direct(ops: *mut bpf_sock_ops, pending: &mut Pending) {
 /// whoever gave the pod another one may speak for somebody else.
 #[inline(always)]
 fn is_foreign(conn: &Conn, own: &[u32; 4], key: &FlowKey) -> bool {
-    conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod && !same_address(own, &key.src.addr)
+    let src = &key.src.addr;
+    let is_own = same_address(own, src) || (conn.pod == conn.dest_pod && is_loopback(src));
+    conn.kind == ConnKind::DIRECT && !is_own
+}
+
+/// Whether the agent's decision about a direct connection to another pod has run out since `connect`: a socket may hold its
+/// SYN back until it has something to send (TCP Fast Open).
+#[inline(always)]
+fn is_late(conn: &Conn) -> bool {
+    conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod && conn.started_ns >= config().lease_until_ns
 }
 
 /// Asks for the socket's changes of state.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -44,6 +44,8 @@ use crate::{
 const HEARTBEATS: u32 = 5;
 /// How often entries of connections are looked for that nobody else removes.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How often the kubelet's cgroup is looked for.
+const KUBELET_INTERVAL: Duration = Duration::from_secs(1);
 /// How often events that the kernel lost are counted.
 const LOST_INTERVAL: Duration = Duration::from_secs(1);
 /// How long open connections may take to end when the agent stops.
@@ -89,11 +91,9 @@ pub async fn run(
     let (datapath, ring) = Datapath::load(&config.pin_dir, &cgroup, config.verdict_lease.value.0)?;
     let home =
         NetNs::open("/proc/thread-self/ns/net".as_ref()).context("the agent's own network namespace")?;
-    let kubelet = config
-        .kubelet_cgroup
-        .as_ref()
-        .map(|folder| kubelet(&folder.value));
-    datapath.set_kubelet(kubelet.transpose()?, home.cookie())?;
+    let kubelet = config.kubelet_cgroup.as_ref();
+    let kubelet = kubelet.and_then(|folder| preflight::cgroup_id(&folder.value).ok());
+    datapath.set_kubelet(kubelet, home.cookie())?;
     let no_destroy = sock_diag::check(&home).err().map(|error| error.to_string());
     if let Some(problem) = &no_destroy {
         tracing::warn!(
@@ -140,6 +140,13 @@ pub async fn run(
         config.verdict_lease.value.0 / HEARTBEATS,
     ));
     tokio::spawn(look_after_kernel(agent.clone()));
+    if let Some(folder) = &config.kubelet_cgroup {
+        tokio::spawn(look_for_kubelet(
+            agent.clone(),
+            folder.value.clone(),
+            home.cookie(),
+        ));
+    }
     tokio::spawn(api::serve(socket, agent.clone()));
     tokio::spawn(http::serve(port, agent.clone()));
     agent.ready.store(true, Ordering::Release);
@@ -206,18 +213,31 @@ async fn look_after_kernel(agent: Arc<Agent>) {
     }
 }
 
-/// How the kernel knows the kubelet's cgroup: its id, which is its folder's inode, and its depth below the tree's root.
-fn kubelet(folder: &Path) -> anyhow::Result<(u64, u32)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let told = || format!("kubeletCgroup: {}", folder.display());
-    let folder = folder.canonicalize().with_context(told)?;
-    let root = preflight::cgroup_root(&folder)
-        .with_context(|| format!("{}: not in a cgroup v2 tree", folder.display()))?;
-    let depth = folder
-        .strip_prefix(&root)
-        .map_or(0, |below| below.components().count());
-    let inode = folder.metadata().with_context(told)?.ino();
-    Ok((inode, u32::try_from(depth).unwrap_or(u32::MAX)))
+/// Tells the kernel how to know the kubelet. Again and again: a service manager makes another cgroup of the same name when
+/// it restarts the kubelet.
+async fn look_for_kubelet(agent: Arc<Agent>, folder: PathBuf, host_netns: u64) {
+    const PART: &str = "kubelet's cgroup";
+    let mut ticks = tokio::time::interval(KUBELET_INTERVAL);
+    let mut known = None;
+    loop {
+        ticks.tick().await;
+        let found = preflight::cgroup_id(&folder);
+        let told = match &found {
+            Ok(id) if known == Some(*id) => Ok(()),
+            Ok(id) => agent.node.datapath.set_kubelet(Some(*id), host_netns),
+            Err(_) if known.is_none() => Ok(()),
+            Err(_) => agent.node.datapath.set_kubelet(None, host_netns),
+        };
+        if let Err(error) = told {
+            tracing::error!(%error, "the kernel cannot be told of the kubelet's cgroup");
+            continue;
+        }
+        let problem = found.as_ref().err();
+        let problem =
+            problem.map(|error| format!("{}: {error}; probes of STRICT pods fail", folder.display()));
+        agent.fault(PART, problem);
+        known = found.ok();
+    }
 }
 
 impl Agent {
@@ -447,10 +467,16 @@ fn mode(mtls: &EffectiveMtls) -> String {
     text
 }
 
-/// How other pods of this node that hang on the network as this one does reach it.
+/// How another pod of this node that hangs on the network as this one does reaches it.
 fn same_node(node: &Node, mesh: &Mesh, pod: &Pod) -> String {
-    // Any port that has no mode of its own.
-    let known = node.router(mesh).same_node(&pod.workload, &pod.workload, 0);
+    let uid = &pod.workload.uid;
+    let Some(address) = pod.workload.addresses.first() else {
+        return String::new();
+    };
+    // A port that has no mode of its own.
+    let known = node
+        .router(mesh)
+        .same_node(uid, uid, (*address, 0).into(), *address);
     known.map_or_else(String::new, |same_node| {
         let how = if same_node.direct { "direct" } else { "mtls" };
         format!("{how} ({})", same_node.why)

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     io,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::net::TcpListener;
@@ -47,6 +48,9 @@ pub enum EnrolError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
 }
+
+/// How long after a pod left its counts are kept, for the records of connections that ended with it.
+const LAST_RECORDS: Duration = Duration::from_secs(5);
 
 /// Enrols and removes pods. One at work at a time.
 pub struct Enrolment {
@@ -104,9 +108,11 @@ impl Enrolment {
             }
         }
         // Connections of before that it may not have. Once all are enrolled: who is not known may not be a client.
-        for pod in new.into_iter().filter_map(|uid| self.node.pod(uid)) {
-            revalidate::one(&self.node, &mesh, &pod);
-        }
+        let new: Vec<Arc<Pod>> = new.into_iter().filter_map(|uid| self.node.pod(uid)).collect();
+        revalidate::of(&self.node, &mesh, &new);
+        // What was decided while they were not there.
+        let about = |pod: &Arc<Pod>| mesh.addresses_about(&pod.workload.uid);
+        self.node.datapath.forget(new.iter().flat_map(about));
         let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         for (uid, problem) in &problems {
             if known.get(uid) != Some(problem) {
@@ -271,12 +277,17 @@ impl Enrolment {
             .datapath
             .remove_pod(Some(pod.netns.cookie()), pod.handle);
         self.node.datapath.detach_pod(pod.handle);
+        self.node.datapath.forget(pod.workload.addresses.iter().copied());
         pod.left.cancel();
         self.serve.forget(pod);
-        let workload = &pod.workload;
-        self.node
-            .metrics
-            .forget_pod(workload.identity.namespace(), &workload.name);
+        let workload = pod.workload.clone();
+        let metrics = self.node.metrics.clone();
+        let forgotten = workload.clone();
+        tokio::spawn(async move {
+            // The last records of its connections are on their way.
+            tokio::time::sleep(LAST_RECORDS).await;
+            metrics.forget_pod(forgotten.identity.namespace(), &forgotten.name);
+        });
         tracing::info!(pod = workload.uid, why, "pod removed");
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     open::{OpenConnection, OpenConnections},
     policy::Judgement,
     revalidate::Ended,
-    route::{Enrolled, Locate, Router},
+    route::{ATTEMPTS, Enrolled, Locate, Router},
     same_node::Link,
 };
 
@@ -221,6 +221,7 @@ impl Node {
             mesh,
             enrolled: self,
             can_destroy: self.no_destroy.is_none(),
+            wanted: ATTEMPTS,
         }
     }
 

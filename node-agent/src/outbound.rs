@@ -20,13 +20,11 @@ use crate::{
     flows::Connection,
     mesh::Mesh,
     node::{DescriptorCount, Node, Pod, process},
-    route::{Candidate, NoRoute, Route},
+    route::{ATTEMPTS, Candidate, NoRoute, Route},
     serve::{Accepted, NetworkProbe, Serve, connect_reason, network},
     sockets::{self, Mark},
 };
 
-/// Endpoints that one connection tries before it gives up.
-const ATTEMPTS: usize = 3;
 /// Opens the tunnels' connections in the pods' namespaces, so that the network sees pod to pod.
 pub struct PodConnector {
     node: Arc<Node>,
@@ -132,9 +130,8 @@ fn candidates(
 ) -> Result<Vec<Candidate>, (Reason, Option<String>)> {
     let mesh = node.mesh.load();
     let pick = (conn.pick.port != 0).then(|| conn.pick.socket_addr());
-    let route = node
-        .router(&mesh)
-        .route(&pod.workload, original, pick, rand::random());
+    let source = mesh.current(&pod.workload);
+    let route = node.router(&mesh).route(source, original, pick, rand::random());
     if let Ok(Route {
         service: Some(service),
         ..
@@ -158,7 +155,8 @@ fn candidates(
                 };
                 flow.towards(FlowPath::Nowhere, to, None);
             }
-            if let Some(what) = &route.remember {
+            // A pick is by what is remembered already.
+            if let Some(what) = route.remember.as_ref().filter(|_| pick.is_none()) {
                 remember(node, pod, conn, &mesh, what);
             }
             Ok(route.candidates.into_iter().take(ATTEMPTS).collect())

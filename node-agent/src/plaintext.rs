@@ -21,18 +21,20 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
         src: peer.into(),
         dst: local.into(),
     };
-    let (identity, still_direct) = match registered(node, pod, &key) {
-        Some(source) => {
+    let registered = registered(node, pod, &key);
+    let (identity, still_direct) = match &registered {
+        Registered::Pod(source) => {
             let mesh = node.mesh.load();
-            let same_node = node
-                .router(&mesh)
-                .same_node(&source.workload, &pod.workload, local.port());
+            let (from, to) = (&source.workload.uid, &pod.workload.uid);
+            let same_node = node.router(&mesh).same_node(from, to, local, peer.ip());
             (
                 Some(source.workload.identity.clone()),
                 same_node.is_some_and(|now| now.direct),
             )
         }
-        None => (None, true),
+        // Somebody's, but of nobody who is still here: not to be taken for a stranger's.
+        Registered::Gone => (None, false),
+        Registered::Not => (None, true),
     };
     let path = if identity.is_some() {
         FlowPath::Direct
@@ -76,13 +78,23 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
     flow.close(reason, network.read());
 }
 
-/// The pod of this node whose socket registered this very connection to this pod: its permission is of an earlier
-/// configuration, so it is decided again, but who it is stays known.
-fn registered(node: &Node, pod: &Pod, key: &FlowKey) -> Option<Arc<Pod>> {
-    let conn = node.datapath.connection(key)?;
-    if conn.kind != ConnKind::DIRECT || conn.dest_pod != pod.handle.0 {
-        return None;
+/// Who registered a connection to a pod.
+enum Registered {
+    /// A pod of this node: its permission is of an earlier configuration, so it is decided again, but who it is stays known.
+    Pod(Arc<Pod>),
+    /// A pod that is not enrolled any more.
+    Gone,
+    /// Nobody.
+    Not,
+}
+
+fn registered(node: &Node, pod: &Pod, key: &FlowKey) -> Registered {
+    match node.datapath.connection(key) {
+        Some(conn) if conn.kind == ConnKind::DIRECT && conn.dest_pod == pod.handle.0 => {
+            let source = node.pod_by_handle(PodHandle(conn.pod));
+            let source = source.filter(|source| source.netns.cookie() == conn.netns);
+            source.map_or(Registered::Gone, Registered::Pod)
+        }
+        _ => Registered::Not,
     }
-    let source = node.pod_by_handle(PodHandle(conn.pod))?;
-    (source.netns.cookie() == conn.netns).then_some(source)
 }

@@ -13,6 +13,7 @@ use weir_types::TrustDomain;
 use crate::{
     agent::Agent,
     config::{self, CaConfig, ConfigFile},
+    revalidate,
 };
 
 /// How often files are looked at. Polled, since Kubernetes replaces mounted files by switching a link; so often, because a
@@ -21,6 +22,9 @@ const INTERVAL: Duration = Duration::from_millis(250);
 
 /// The part of the agent that a CA's fault belongs to.
 const CA: &str = "certificate authority";
+
+/// The part of the agent that what policy cannot end belongs to.
+const POLICY: &str = "policy";
 
 /// What a file looked like: enough to see that it was replaced or written.
 #[derive(Debug, PartialEq, Eq)]
@@ -89,7 +93,15 @@ pub async fn watch(agent: Arc<Agent>, file: PathBuf, mut applied: ConfigFile, mu
             seen.ca = now;
             tokio::task::block_in_place(|| reload_ca(&agent, &applied));
         }
-        tokio::task::block_in_place(|| agent.enrolment.reconcile());
+        tokio::task::block_in_place(|| {
+            agent.enrolment.reconcile();
+            revalidate::retry(&agent.node);
+        });
+        let unfinished = agent.node.ended.unfinished();
+        let problem = unfinished.into_iter().collect::<Vec<_>>().join(", ");
+        let problem = (!problem.is_empty())
+            .then(|| format!("connections that policy forbids may go on, tried again, of pods {problem}"));
+        agent.fault(POLICY, problem);
     }
 }
 

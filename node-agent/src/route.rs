@@ -18,6 +18,9 @@ use crate::{
     same_node::{self, Ends, Link, SameNode},
 };
 
+/// Endpoints that one connection tries before it gives up.
+pub const ATTEMPTS: usize = 3;
+
 /// What is known of a pod that is enrolled on this node.
 #[derive(Debug, Clone, Copy)]
 pub struct Enrolled {
@@ -41,6 +44,8 @@ pub struct Router<'a> {
     pub enrolled: &'a dyn Locate,
     /// Whether this kernel ends a direct connection on request.
     pub can_destroy: bool,
+    /// How many endpoints of a service are wanted, where they need not all be judged.
+    pub wanted: usize,
 }
 
 /// Where a connection goes.
@@ -139,22 +144,37 @@ impl Router<'_> {
         pick: Option<SocketAddr>,
         seed: u64,
     ) -> Result<Route, NoRoute> {
-        let Some(backends) = service.backends(destination.port(), destination.is_ipv4(), Some(source), seed)
+        let Some(mut backends) =
+            service.backends(destination.port(), destination.is_ipv4(), Some(source), seed)
         else {
             return Err(NoRoute::Service(service, Reason::UnknownPort));
         };
-        let all: Vec<Candidate> = backends
-            .into_iter()
-            .map(|backend: Backend| {
-                let names = &service.subject_alt_names;
-                self.candidate(source, backend.address, backend.workload, names, backend.tier)
-            })
-            .collect();
-        if all.is_empty() {
+        if let Some(position) = backends.iter().position(|b| Some(b.address) == pick) {
+            backends[..=position].rotate_right(1);
+        }
+        // All are judged only if the kernel is to pick among them the next time.
+        let all = service.is_here && pick.is_none();
+        let wanted = if all { usize::MAX } else { self.wanted };
+        let (mut candidates, mut denied) = (Vec::new(), Vec::new());
+        for Backend {
+            address,
+            workload,
+            tier,
+        } in backends
+        {
+            let candidate = self.candidate(source, address, workload, &service.subject_alt_names, tier);
+            if candidate.judgement.is_allowed() {
+                candidates.push(candidate);
+            } else {
+                denied.push(candidate);
+            }
+            if candidates.len() >= wanted {
+                break;
+            }
+        }
+        if candidates.is_empty() && denied.is_empty() {
             return Err(NoRoute::Service(service, Reason::NoEndpoint));
         }
-        let allowed = |candidate: &Candidate| candidate.judgement.is_allowed();
-        let (mut candidates, mut denied): (Vec<_>, Vec<_>) = all.into_iter().partition(allowed);
         if candidates.is_empty() {
             // This node's word about its own pods is final. Others decide for themselves, and record it.
             let is_local = |candidate: &Candidate| candidate.local.is_some();
@@ -169,11 +189,7 @@ impl Router<'_> {
             }
             (denied, candidates) = denied.into_iter().partition(is_local);
         }
-        let remember = remember_service(&candidates, destination.is_ipv4());
-        if let Some(position) = candidates.iter().position(|c| Some(c.address) == pick) {
-            let picked = candidates.remove(position);
-            candidates.insert(0, picked);
-        }
+        let remember = remember_service(&candidates, destination.is_ipv4()).filter(|_| all);
         Ok(Route {
             service: Some(service),
             candidates,
@@ -211,26 +227,41 @@ impl Router<'_> {
             destination_port: address.port(),
         };
         candidate.judgement = policy::judge(self.mesh.policies_of(&workload), &request);
-        if let Some(same_node) = self.same_node(source, &workload, address.port()) {
+        let source_ip = request.source_ip;
+        if let Some(same_node) = self.same_node(&source.uid, &workload.uid, address, source_ip) {
             let to = self.enrolled.enrolled(&workload.uid);
             candidate.local = to.map(|to| (to.handle, same_node));
         }
         candidate
     }
 
-    /// How a connection between two enrolled pods of this node goes; `None` if one is none.
+    /// How a connection between two enrolled pods of this node goes, by their uids; `None` if one is none.
     #[must_use]
-    pub fn same_node(&self, source: &Workload, destination: &Workload, port: u16) -> Option<SameNode> {
-        let (from, to) = (
-            self.enrolled.enrolled(&source.uid)?,
-            self.enrolled.enrolled(&destination.uid)?,
-        );
+    pub fn same_node(
+        &self,
+        source: &str,
+        destination: &str,
+        address: SocketAddr,
+        source_ip: IpAddr,
+    ) -> Option<SameNode> {
         let ends = Ends {
-            source: from.link,
-            destination: to.link,
+            source: self.enrolled.enrolled(source)?.link,
+            destination: self.enrolled.enrolled(destination)?.link,
             can_destroy: self.can_destroy,
         };
-        Some(same_node::resolve(self.mesh, source, destination, port, ends))
+        let anonymous = Request {
+            source: None,
+            source_ip,
+            destination_ip: address.ip(),
+            destination_port: address.port(),
+        };
+        Some(same_node::resolve(
+            self.mesh,
+            source,
+            destination,
+            &anonymous,
+            ends,
+        ))
     }
 }
 
@@ -249,6 +280,7 @@ fn remember_service(candidates: &[Candidate], v4: bool) -> Option<Remember> {
                 }
                 _ => 0,
             },
+            ..KernelBackend::default()
         })
         .collect();
     let some_direct = backends.iter().any(|backend| backend.dest_pod != 0);

@@ -2,9 +2,9 @@
 
 use std::{fs, io};
 
-use weir_policy::MtlsMode;
+use weir_policy::{Request, Verdict};
 
-use crate::{config::SameNodeMode, mesh::Mesh, mesh::Workload, netns::NetNs};
+use crate::{config::SameNodeMode, mesh::Mesh, netns::NetNs};
 
 /// How a pod hangs on its node's network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,29 +35,44 @@ pub struct Ends {
     pub can_destroy: bool,
 }
 
-/// Decides how a connection between two pods of this node goes.
+/// Ports of the mesh itself: HBONE, and those that its peers use for their own.
+pub const MESH_PORTS: [u16; 3] = [15001, 15006, weir_abi::HBONE_PORT];
+
+/// Decides how a connection between two pods of this node goes, by their uids. `anonymous` is the connection as it would be
+/// judged if nobody vouched for its client.
 #[must_use]
-pub fn resolve(mesh: &Mesh, source: &Workload, destination: &Workload, port: u16, ends: Ends) -> SameNode {
-    let mode = |workload: &Workload| mesh.local().get(&workload.uid).map(|pod| pod.same_node);
-    let (Some(from), Some(to)) = (mode(source), mode(destination)) else {
+pub fn resolve(
+    mesh: &Mesh,
+    source: &str,
+    destination: &str,
+    anonymous: &Request<'_>,
+    ends: Ends,
+) -> SameNode {
+    let (Some(from), Some(to)) = (mesh.local().get(source), mesh.local().get(destination)) else {
         return mtls("one of them is not a pod of this node");
     };
-    if [from, to].contains(&SameNodeMode::Mtls) {
+    let modes = [from.same_node, to.same_node];
+    if MESH_PORTS.contains(&anonymous.destination_port) {
+        return mtls("a port of the mesh itself");
+    }
+    if modes.contains(&SameNodeMode::Mtls) {
         return mtls("sameNode is mtls");
     }
     if !ends.can_destroy {
         return mtls("this kernel cannot end direct connections (CONFIG_INET_DIAG_DESTROY)");
     }
-    if [from, to].contains(&SameNodeMode::Direct) {
+    if modes.contains(&SameNodeMode::Direct) {
         return direct("sameNode is direct");
-    }
-    if mesh.policies_of(destination).mtls().mode(port) == MtlsMode::Permissive {
-        return direct("auto: the destination accepts plaintext anyway");
     }
     if ends.source == Link::PointToPoint && ends.destination == Link::PointToPoint {
         return direct("auto: both pods hang on point-to-point links");
     }
-    mtls("auto: STRICT, and pods that share a layer 2 segment could read or alter it")
+    // Whoever could pose as the client gains nothing by it.
+    let decision = mesh.policies_of(&to.workload).decide(anonymous);
+    if matches!(decision.verdict, Verdict::Allowed(_)) {
+        return direct("auto: the destination accepts it in plaintext, from anybody at that address");
+    }
+    mtls("auto: the destination asks who it is, and pods that share a layer 2 segment could pose as another")
 }
 
 fn direct(why: &'static str) -> SameNode {

@@ -10,8 +10,14 @@ fn the_first_connection_goes_by_the_agent_and_the_next_straight_to_the_other_pod
         config.strict();
         config.same_node(SameNodeMode::Direct);
     });
-    let (server, _) = serve(&mesh.b, ["echo-server", "--port", "7000", "--dual-stack", "--print-peer"]);
-    for (host, port) in [(mesh.b.v4().to_string(), "5000"), (format!("[{}]", mesh.b.v6()), "5001")] {
+    let (server, _) = serve(
+        &mesh.b,
+        ["echo-server", "--port", "7000", "--dual-stack", "--print-peer"],
+    );
+    for (host, port) in [
+        (mesh.b.v4().to_string(), "5000"),
+        (format!("[{}]", mesh.b.v6()), "5001"),
+    ] {
         let to = format!("{host}:7000");
         run(&mesh.a, ["echo-client", &to]).success().unwrap();
         let own = if host.starts_with('[') {
@@ -19,9 +25,12 @@ fn the_first_connection_goes_by_the_agent_and_the_next_straight_to_the_other_pod
         } else {
             format!("{}:{port}", mesh.a.v4())
         };
-        let line = run(&mesh.a, ["connect", &to, "--bind", &own, "--send", "x", "--read", "1"])
-            .json()
-            .unwrap();
+        let line = run(
+            &mesh.a,
+            ["connect", &to, "--bind", &own, "--send", "x", "--read", "1"],
+        )
+        .json()
+        .unwrap();
         assert_eq!(line["text"], "x", "{line}");
         let flow = mesh.flow_where(
             &mesh.a,
@@ -36,10 +45,15 @@ fn the_first_connection_goes_by_the_agent_and_the_next_straight_to_the_other_pod
             (identity("a"), identity("b"))
         );
         assert_eq!((flow.bytes_sent, flow.bytes_received), (1, 1));
-        let mapped = own.strip_prefix("10.").map(|rest| format!("[::ffff:10.{}", rest.replace(':', "]:")));
+        let mapped = own
+            .strip_prefix("10.")
+            .map(|rest| format!("[::ffff:10.{}", rest.replace(':', "]:")));
         let shown = mapped.unwrap_or(own);
         let lines = weir_e2e::lines(&server, "accept", 2);
-        assert!(lines.iter().any(|line| line["accept"] == shown.as_str()), "{lines:?}");
+        assert!(
+            lines.iter().any(|line| line["accept"] == shown.as_str()),
+            "{lines:?}"
+        );
     }
 }
 
@@ -60,11 +74,21 @@ fn a_service_with_a_local_endpoint_is_reached_directly_and_shown_by_its_address(
     for host in ["10.96.0.10", "[fd96::10]"] {
         let to = format!("{host}:80");
         run(&mesh.a, ["echo-client", &to]).success().unwrap();
-        let line = run(&mesh.a, ["connect", &to, "--send", "x", "--read", "1"]).json().unwrap();
-        assert_eq!((&line["text"], &line["getpeername"]), (&"x".into(), &to.as_str().into()), "{line}");
-        let flow = mesh.flow_where(&mesh.a, TrafficDirection::Egress, FlowEvent::Close, 7000, |flow| {
-            flow.path == FlowPath::Direct && flow.original_destination == Some(to.parse().unwrap())
-        });
+        let line = run(&mesh.a, ["connect", &to, "--send", "x", "--read", "1"])
+            .json()
+            .unwrap();
+        assert_eq!(
+            (&line["text"], &line["getpeername"]),
+            (&"x".into(), &to.as_str().into()),
+            "{line}"
+        );
+        let flow = mesh.flow_where(
+            &mesh.a,
+            TrafficDirection::Egress,
+            FlowEvent::Close,
+            7000,
+            |flow| flow.path == FlowPath::Direct && flow.original_destination == Some(to.parse().unwrap()),
+        );
         assert_eq!(flow.service.as_deref(), Some("shop/api"));
     }
 }

@@ -65,11 +65,17 @@ fn explain(agent: &Agent, from: &str, to: &str, port: &str) -> Value {
     let output = Command::new(weir_lab::program("weir").unwrap())
         .arg("--socket")
         .arg(&agent.config().api.socket)
-        .args(["explain", "--from", from, "--to", to, "--port", port, "--format", "json"])
+        .args([
+            "explain", "--from", from, "--to", to, "--port", port, "--format", "json",
+        ])
         .output()
         .unwrap();
     let code = output.status.code().unwrap();
-    assert!([0, 4].contains(&code), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        [0, 4].contains(&code),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let explanation: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(explanation["verdict"] == "forwarded", code == 0);
     explanation
@@ -79,8 +85,12 @@ fn explain(agent: &Agent, from: &str, to: &str, port: &str) -> Value {
 fn connects(pod: &Pod, host: &str, port: &str) -> bool {
     let to = format!("{host}:{port}");
     let result = run(pod, ["many", &to, "--connections", "1"]).json().unwrap();
-    let got = result["counts"].as_object().is_some_and(|counts| !counts.is_empty());
-    let failed = result["errors"].as_object().is_some_and(|errors| !errors.is_empty());
+    let got = result["counts"]
+        .as_object()
+        .is_some_and(|counts| !counts.is_empty());
+    let failed = result["errors"]
+        .as_object()
+        .is_some_and(|errors| !errors.is_empty());
     assert_ne!(got, failed, "{result}");
     got
 }
@@ -140,7 +150,11 @@ fn explain_says_what_live_connections_then_do_under_generated_policies() {
                     continue;
                 }
                 // Each agent has the same configuration: the one of the client's node is asked.
-                let agent = mesh.agents.iter().find(|agent| agent.node() == client.spec().node).unwrap();
+                let agent = mesh
+                    .agents
+                    .iter()
+                    .find(|agent| agent.node() == client.spec().node)
+                    .unwrap();
                 let explanation = explain(agent, from, to, port);
                 let lives = connects(client, host, port);
                 assert_eq!(

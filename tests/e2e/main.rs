@@ -25,4 +25,5 @@ mod probes;
 mod programs;
 mod rotation;
 mod servers;
+mod services;
 mod volume;

@@ -202,6 +202,8 @@ impl FlowVerdict {
             | Reason::SlowReader
             | Reason::ConnectionLimit
             | Reason::TableFull
+            | Reason::LeaseEnded
+            | Reason::Collision
             | Reason::Shutdown
             | Reason::Internal => Self::Failed,
             _ => Self::Denied,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::VerdictKey;
 
 const POD: Pod = Pod {
     handle: 7,
@@ -14,6 +15,20 @@ const CONFIG: Config = Config {
     host_netns: 0,
     kubelet_level: 0,
     pad: 0,
+};
+
+/// What is cached for a destination of which nothing is known.
+const NOTHING: Verdict = Verdict {
+    kind: VerdictKind::REDIRECT,
+    generation: CONFIG.generation,
+    dest_pod: 0,
+    reason: 0,
+    set: 0,
+    count: 0,
+    key: VerdictKey {
+        pod: 0,
+        dst: Endpoint::v4(0, 0),
+    },
 };
 
 fn own_v4() -> Endpoint {
@@ -32,6 +47,7 @@ fn verdict(kind: u32) -> Verdict {
         reason: 0,
         set: 5,
         count: 2,
+        ..Verdict::default()
     }
 }
 
@@ -48,11 +64,14 @@ fn redirected(dst: &Endpoint, pod: &Pod) -> Connect {
 #[test]
 fn a_destination_without_a_verdict_goes_to_the_agent_at_the_pods_own_address() {
     assert_eq!(
-        connect(&POD, &peer(), 0, None, &CONFIG, NOW),
+        connect(&POD, &peer(), 0, &NOTHING, &CONFIG, NOW),
         redirected(&peer(), &POD)
     );
     let v6 = Endpoint::v6([0xfd, 0, 0, 9], 80);
-    assert_eq!(connect(&POD, &v6, 0, None, &CONFIG, NOW), redirected(&v6, &POD));
+    assert_eq!(
+        connect(&POD, &v6, 0, &NOTHING, &CONFIG, NOW),
+        redirected(&v6, &POD)
+    );
 }
 
 #[test]
@@ -62,10 +81,10 @@ fn local_destinations_never_reach_the_agent() {
         Endpoint::v4(0, 1),
         Endpoint::v6([0; 4], 1),
     ] {
-        assert_eq!(connect(&POD, &dst, 0, None, &CONFIG, NOW), Connect::Ignore);
+        assert_eq!(connect(&POD, &dst, 0, &NOTHING, &CONFIG, NOW), Connect::Ignore);
     }
     assert_eq!(
-        connect(&POD, &own_v4(), 0, None, &CONFIG, NOW),
+        connect(&POD, &own_v4(), 0, &NOTHING, &CONFIG, NOW),
         Connect::Direct {
             dest_pod: 7,
             to: None
@@ -73,7 +92,7 @@ fn local_destinations_never_reach_the_agent() {
     );
     let own_v6 = Endpoint::v6(POD.v6, 80);
     assert_eq!(
-        connect(&POD, &own_v6, 0, None, &CONFIG, NOW),
+        connect(&POD, &own_v6, 0, &NOTHING, &CONFIG, NOW),
         Connect::Direct {
             dest_pod: 7,
             to: None
@@ -100,17 +119,14 @@ fn a_verdict_holds_only_under_its_generation_and_within_the_lease() {
     ];
     for (kind, expected) in table {
         let verdict = verdict(kind);
-        assert_eq!(connect(&POD, &peer(), 0, Some(&verdict), &CONFIG, NOW), expected);
+        assert_eq!(connect(&POD, &peer(), 0, &verdict, &CONFIG, NOW), expected);
         let stale = Verdict {
             generation: CONFIG.generation - 1,
             ..verdict
         };
-        assert_eq!(connect(&POD, &peer(), 0, Some(&stale), &CONFIG, NOW), redirect);
+        assert_eq!(connect(&POD, &peer(), 0, &stale, &CONFIG, NOW), redirect);
         let expired = CONFIG.lease_until_ns;
-        assert_eq!(
-            connect(&POD, &peer(), 0, Some(&verdict), &CONFIG, expired),
-            redirect
-        );
+        assert_eq!(connect(&POD, &peer(), 0, &verdict, &CONFIG, expired), redirect);
     }
 }
 
@@ -119,12 +135,12 @@ fn a_family_that_the_pod_lacks_is_denied_rather_than_let_out() {
     let pod = Pod { v6: [0; 4], ..POD };
     let v6 = Endpoint::v6([0xfd, 0, 0, 9], 80);
     assert_eq!(
-        connect(&pod, &v6, 0, None, &CONFIG, NOW),
+        connect(&pod, &v6, 0, &NOTHING, &CONFIG, NOW),
         Connect::Deny(Reason::NoAddressOfFamily)
     );
     let pod = Pod { v4: 0, ..POD };
     assert_eq!(
-        connect(&pod, &peer(), 0, None, &CONFIG, NOW),
+        connect(&pod, &peer(), 0, &NOTHING, &CONFIG, NOW),
         Connect::Deny(Reason::NoAddressOfFamily)
     );
 }
@@ -228,6 +244,7 @@ fn a_picked_backend_is_reached_directly_only_on_this_node_and_in_the_clients_fam
     let local = Backend {
         address: peer(),
         dest_pod: 9,
+        ..Backend::default()
     };
     let remote = Backend { dest_pod: 0, ..local };
     let v6 = Backend {
@@ -242,10 +259,13 @@ fn a_picked_backend_is_reached_directly_only_on_this_node_and_in_the_clients_fam
         dest_pod: 9,
         to: Some(peer()),
     };
-    assert_eq!(backend(&POD, &vip, 0, Some(&local)), direct);
-    assert_eq!(backend(&POD, &vip, 0, Some(&remote)), redirected(peer()));
-    assert_eq!(backend(&POD, &vip, 0, Some(&v6)), redirected(v6.address));
-    assert_eq!(backend(&POD, &vip, 0, None), redirected(Endpoint::default()));
+    assert_eq!(backend(&POD, &vip, 0, &local), direct);
+    assert_eq!(backend(&POD, &vip, 0, &remote), redirected(peer()));
+    assert_eq!(backend(&POD, &vip, 0, &v6), redirected(v6.address));
+    assert_eq!(
+        backend(&POD, &vip, 0, &Backend::default()),
+        redirected(Endpoint::default())
+    );
 }
 
 #[test]
@@ -345,6 +365,6 @@ fn link_local_destinations_are_let_pass() {
         Endpoint::v4(0xa9fe_a9fe_u32.to_be(), 80),
         Endpoint::v6([0xfe80_0000_u32.to_be(), 0, 0, 1], 80),
     ] {
-        assert_eq!(connect(&POD, &dst, 0, None, &CONFIG, NOW), Connect::Pass);
+        assert_eq!(connect(&POD, &dst, 0, &NOTHING, &CONFIG, NOW), Connect::Pass);
     }
 }

@@ -163,8 +163,9 @@ pub struct SameNodeConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SameNodeMode {
-    /// `direct` where the destination accepts plaintext anyway, or where both pods hang on point-to-point links, so that no
-    /// other pod can read or alter what they send; else `mtls`.
+    /// `direct` where both pods hang on point-to-point links, so that no other pod can read or alter what they send, or where
+    /// the destination would accept the connection in plaintext from anybody, so that posing as the client gains nothing;
+    /// else `mtls`.
     #[default]
     Auto,
     /// Straight from socket to socket, authenticated by the kernel and not encrypted. Your word that no pod can read or

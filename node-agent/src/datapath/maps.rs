@@ -153,6 +153,7 @@ impl Datapath {
             let _ = tables.probe_ports.remove(&port);
         }
         tables.verdicts.forget_pod(handle.0);
+        tables.verdicts.forget_destination(handle);
     }
 
     /// Puts another policy generation in force: verdicts of any other hold no more.

@@ -182,6 +182,12 @@ impl Datapath {
             .map_err(|source| DatapathError::Program { name, source })?;
         links.attach_sock_ops(name, program, target.as_fd())?;
         links.leave_other_cgroups()?;
+        // Once ours are attached: what an agent of another version left would decide beside them.
+        for other in other_versions(pin_dir) {
+            let _lock = self::lock(&other)?;
+            remove_pins(&other)?;
+            tracing::info!(pins = %other.display(), "took out the programs of another version");
+        }
 
         let pinned = |name: &str| {
             let path = pins.join(name);
@@ -351,11 +357,30 @@ impl Datapath {
 /// # Errors
 /// When an agent is at work there, or the pins cannot be removed.
 pub fn detach(pin_dir: &Path) -> Result<(), DatapathError> {
-    let pins = pin_dir.join(format!("v{LAYOUT_VERSION}"));
-    if !pins.exists() {
-        return Ok(());
+    let own = pin_dir.join(format!("v{LAYOUT_VERSION}"));
+    let present = Some(own).filter(|own| own.exists());
+    for pins in present.into_iter().chain(other_versions(pin_dir)) {
+        let _lock = lock(&pins)?;
+        remove_pins(&pins)?;
     }
-    let _lock = lock(&pins)?;
+    Ok(())
+}
+
+/// The pins of agents whose maps have another layout.
+fn other_versions(pin_dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(pin_dir).into_iter().flatten();
+    let version = |path: &PathBuf| {
+        let number = path.file_name()?.to_str()?.strip_prefix('v')?;
+        number.parse::<u32>().ok()
+    };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| version(path).is_some_and(|version| version != LAYOUT_VERSION))
+        .collect()
+}
+
+/// Removes pins: links, so that nothing is captured any more, then maps.
+fn remove_pins(pins: &Path) -> Result<(), DatapathError> {
     let removed = |path: PathBuf| {
         let result = if path.is_dir() {
             std::fs::remove_dir_all(&path)
@@ -364,15 +389,15 @@ pub fn detach(pin_dir: &Path) -> Result<(), DatapathError> {
         };
         result.map_err(|source| DatapathError::PinDir { path, source })
     };
-    let entries = std::fs::read_dir(&pins).map_err(|source| DatapathError::PinDir {
-        path: pins.clone(),
+    let entries = std::fs::read_dir(pins).map_err(|source| DatapathError::PinDir {
+        path: pins.to_owned(),
         source,
     })?;
     let (links, maps): (Vec<_>, Vec<_>) = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .partition(|path| path.is_dir());
     links.into_iter().chain(maps).try_for_each(removed)?;
-    std::fs::remove_dir(&pins).map_err(|source| DatapathError::PinDir { path: pins, source })
+    removed(pins.to_owned())
 }
 
 /// How long an agent that is just ending may still hold its pins, and how often it is looked.

@@ -105,28 +105,51 @@ fn find_cgroup(configured: Option<&Path>) -> Result<PathBuf, Missing> {
     Ok(path)
 }
 
-/// Where the cgroup v2 tree is mounted first.
-fn mount_point() -> Option<PathBuf> {
-    mount_points().into_iter().next()
+/// How the kernel knows a cgroup: its id, which is its folder's inode, and its depth below the tree's root.
+///
+/// # Errors
+/// When the folder is not there, or in no cgroup v2 tree that is mounted from its root.
+pub fn cgroup_id(folder: &Path) -> std::io::Result<(u64, u32)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let folder = folder.canonicalize()?;
+    let mounts = mounts();
+    let within = mounts.iter().filter(|mount| folder.starts_with(&mount.point));
+    let mount = within.max_by_key(|mount| mount.point.components().count());
+    let Some(mount) = mount.filter(|mount| mount.root == "/") else {
+        let what = "not in a cgroup v2 tree that is mounted from its root";
+        return Err(std::io::Error::other(what));
+    };
+    let below = folder.strip_prefix(&mount.point).unwrap_or(&folder);
+    let depth = u32::try_from(below.components().count()).unwrap_or(u32::MAX);
+    Ok((folder.metadata()?.ino(), depth))
 }
 
-/// The root of the cgroup v2 tree that a folder is in.
-#[must_use]
-pub fn cgroup_root(folder: &Path) -> Option<PathBuf> {
-    mount_points().into_iter().find(|mount| folder.starts_with(mount))
+/// A mounted cgroup v2 tree.
+struct Mount {
+    /// What of the tree is mounted, as this process's cgroup namespace shows it.
+    root: String,
+    point: PathBuf,
+}
+
+/// Where the cgroup v2 tree is mounted first.
+fn mount_point() -> Option<PathBuf> {
+    mounts().into_iter().next().map(|mount| mount.point)
 }
 
 /// Where cgroup v2 trees are mounted. Fields: id parent device root mountpoint options... - type source super-options
 /// (proc(5)).
-fn mount_points() -> Vec<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+fn mounts() -> Vec<Mount> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let cgroup = |line: &str| {
         let (fields, rest) = line.split_once(" - ")?;
-        rest.starts_with("cgroup2 ")
-            .then(|| fields.split(' ').nth(4).map(PathBuf::from))
-            .flatten()
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let (root, point) = (fields.get(3)?, fields.get(4)?);
+        rest.starts_with("cgroup2 ").then(|| Mount {
+            root: (*root).to_owned(),
+            point: PathBuf::from(point),
+        })
     };
-    mounts.lines().filter_map(cgroup).collect()
+    text.lines().filter_map(cgroup).collect()
 }
 
 /// The agent's own connections to applications are recognised by the programs at the cgroup, so it must be below it.

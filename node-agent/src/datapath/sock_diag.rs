@@ -104,7 +104,8 @@ impl SockDiag {
         self.send(request, NLM_F_REQUEST | NLM_F_ACK)?;
         match self.receive(|_: NetlinkMessage<SockDiagMessage>| {}) {
             Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            // Gone, or on its way out: in TIME_WAIT, which some kernels cannot end.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -159,5 +160,9 @@ pub(crate) fn check(netns: &NetNs) -> io::Result<()> {
     let diag = SockDiag::open(netns)?;
     let socket = diag.sockets()?.into_iter().find(|socket| socket.local == own);
     let socket = socket.ok_or_else(|| io::Error::other("sock_diag does not list the agent's own socket"))?;
-    diag.destroy(&socket).map(drop)
+    if diag.destroy(&socket)? {
+        Ok(())
+    } else {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
 }

@@ -2,7 +2,7 @@
 //! walking them.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
 };
 
@@ -34,11 +34,19 @@ pub enum Remember {
 pub(super) struct VerdictTable {
     verdicts: BpfMap<MapData, VerdictKey, Verdict>,
     backends: BpfMap<MapData, BackendKey, Backend>,
-    /// What is in `verdicts`: the set and number of backends of each.
-    known: HashMap<VerdictKey, (u32, u32)>,
-    by_address: HashMap<[u32; 4], Vec<VerdictKey>>,
+    /// What is in `verdicts`.
+    known: HashMap<VerdictKey, Known>,
+    by_address: HashMap<[u32; 4], HashSet<VerdictKey>>,
     by_pod: HashMap<u32, Share>,
     next_set: u32,
+}
+
+/// What is remembered under a key.
+struct Known {
+    generation: u32,
+    remember: Remember,
+    set: u32,
+    count: u32,
 }
 
 /// What one pod has.
@@ -77,13 +85,19 @@ impl VerdictTable {
     }
 
     fn insert(&mut self, key: VerdictKey, generation: u32, remember: &Remember) -> Result<(), MapError> {
+        let remember = remember.in_order();
+        let same = |known: &Known| known.generation == generation && known.remember == remember;
+        if self.known.get(&key).is_some_and(same) {
+            return Ok(());
+        }
         self.remove(&key);
         let mut verdict = Verdict {
             generation,
+            key,
             ..Verdict::default()
         };
         let mut backends: &[Backend] = &[];
-        match remember {
+        match &remember {
             Remember::Pass => verdict.kind = VerdictKind::PASS,
             Remember::Direct(pod) => (verdict.kind, verdict.dest_pod) = (VerdictKind::DIRECT, pod.0),
             Remember::Deny(reason) => (verdict.kind, verdict.reason) = (VerdictKind::DENY, *reason as u32),
@@ -104,6 +118,10 @@ impl VerdictTable {
                 set: verdict.set,
                 index,
             };
+            let backend = Backend {
+                key: slot,
+                ..*backend
+            };
             if let Err(error) = self.backends.insert(slot, backend, 0) {
                 self.remove_backends(verdict.set, index);
                 return Err(error);
@@ -113,12 +131,18 @@ impl VerdictTable {
             self.remove_backends(verdict.set, count);
             return Err(error);
         }
-        self.known.insert(key, (verdict.set, count));
-        self.by_address.entry(key.dst.addr).or_default().push(key);
         let share = self.by_pod.entry(key.pod).or_default();
         share.order.push_back(key);
         share.verdicts += 1;
         share.backends += backends.len();
+        self.by_address.entry(key.dst.addr).or_default().insert(key);
+        let known = Known {
+            generation,
+            set: verdict.set,
+            count,
+            remember,
+        };
+        self.known.insert(key, known);
         Ok(())
     }
 
@@ -138,20 +162,20 @@ impl VerdictTable {
     }
 
     fn remove(&mut self, key: &VerdictKey) {
-        let Some((set, count)) = self.known.remove(key) else {
+        let Some(known) = self.known.remove(key) else {
             return;
         };
         let _ = self.verdicts.remove(key);
-        self.remove_backends(set, count);
+        self.remove_backends(known.set, known.count);
         if let Some(keys) = self.by_address.get_mut(&key.dst.addr) {
-            keys.retain(|other| other != key);
+            keys.remove(key);
             if keys.is_empty() {
                 self.by_address.remove(&key.dst.addr);
             }
         }
         if let Some(share) = self.by_pod.get_mut(&key.pod) {
             share.verdicts -= 1;
-            share.backends -= count as usize;
+            share.backends -= known.count as usize;
         }
     }
 
@@ -163,11 +187,30 @@ impl VerdictTable {
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        let all: Vec<VerdictKey> = self.known.keys().copied().collect();
+        self.by_address.clear();
+        self.by_pod.clear();
+        for (key, known) in std::mem::take(&mut self.known) {
+            let _ = self.verdicts.remove(&key);
+            self.remove_backends(known.set, known.count);
+        }
+    }
+
+    /// Forgets what leads straight to a pod that is not there under this handle any more.
+    pub(super) fn forget_destination(&mut self, pod: PodHandle) {
+        let leads = |known: &Known| match &known.remember {
+            Remember::Direct(to) => *to == pod,
+            Remember::Service(backends) => backends.iter().any(|backend| backend.dest_pod == pod.0),
+            Remember::Pass | Remember::Deny(_) => false,
+        };
+        let all: Vec<VerdictKey> = self
+            .known
+            .iter()
+            .filter(|(_, known)| leads(known))
+            .map(|(key, _)| *key)
+            .collect();
         for key in all {
             self.remove(&key);
         }
-        self.by_pod.clear();
     }
 
     /// Forgets what was decided for a pod.
@@ -184,6 +227,20 @@ impl VerdictTable {
         let keys = self.by_address.get(&address_words(address)).cloned();
         for key in keys.unwrap_or_default() {
             self.remove(&key);
+        }
+    }
+}
+
+impl Remember {
+    /// The same, with backends in an order of their own: two sets of the same backends are one.
+    fn in_order(&self) -> Self {
+        match self {
+            Self::Service(backends) => {
+                let mut backends = backends.clone();
+                backends.sort_unstable_by_key(|backend| (backend.address.addr, backend.address.port));
+                Self::Service(backends)
+            }
+            other => other.clone(),
         }
     }
 }

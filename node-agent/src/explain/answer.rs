@@ -65,7 +65,9 @@ impl Client {
 #[must_use]
 pub fn answer(router: &Router<'_>, client: &Client, destination: SocketAddr) -> Answer {
     match client {
-        Client::Workload(workload) if workload.tunnel == TunnelProtocol::Hbone => {
+        Client::Workload(workload)
+            if workload.tunnel == TunnelProtocol::Hbone && !is_missing(router, workload) =>
+        {
             from_mesh(router, workload, destination)
         }
         Client::Workload(workload) => {
@@ -73,6 +75,20 @@ pub fn answer(router: &Router<'_>, client: &Client, destination: SocketAddr) -> 
             from_outside(router, source, destination)
         }
         Client::Outside(source) => from_outside(router, *source, destination),
+    }
+}
+
+/// Whether a workload of this node is not enrolled: nobody captures its connections, and nobody serves its tunnels.
+fn is_missing(router: &Router<'_>, workload: &Workload) -> bool {
+    router.mesh.is_here(workload) && router.enrolled.enrolled(&workload.uid).is_none()
+}
+
+/// What becomes of a tunnel to a workload that is not enrolled.
+fn nobody_answers() -> Judgement {
+    Judgement {
+        reason: Reason::ConnectionRefused,
+        detail: Some("it is not enrolled: nobody answers on its port 15008".to_owned()),
+        ..Judgement::NONE
     }
 }
 
@@ -88,7 +104,7 @@ fn from_mesh(router: &Router<'_>, source: &Workload, destination: SocketAddr) ->
             let candidates: Vec<_> = candidates
                 .into_iter()
                 .chain(denied)
-                .map(|candidate| routed(source, candidate))
+                .map(|candidate| routed(router, source, candidate))
                 .collect();
             Answer {
                 service,
@@ -111,13 +127,13 @@ fn from_mesh(router: &Router<'_>, source: &Workload, destination: SocketAddr) ->
                 .map_or(Reason::NoEndpoint, |first| first.judgement.reason),
             candidates: denied
                 .into_iter()
-                .map(|candidate| routed(source, candidate))
+                .map(|candidate| routed(router, source, candidate))
                 .collect(),
         },
     }
 }
 
-fn routed(source: &Workload, candidate: Candidate) -> AnsweredCandidate {
+fn routed(router: &Router<'_>, source: &Workload, candidate: Candidate) -> AnsweredCandidate {
     let (path, why) = match (&candidate.workload, &candidate.local) {
         (None, _) => (ExplainedPath::Outside, "it is in no configuration"),
         (Some(workload), _) if workload.uid == source.uid => (ExplainedPath::Itself, "it is the same pod"),
@@ -134,12 +150,21 @@ fn routed(source: &Workload, candidate: Candidate) -> AnsweredCandidate {
             "how pods of one node reach each other is known to their own node's agent",
         ),
     };
+    let missing = path == ExplainedPath::Tunnel
+        && candidate
+            .workload
+            .as_deref()
+            .is_some_and(|workload| is_missing(router, workload));
     AnsweredCandidate {
         address: candidate.address,
         workload: candidate.workload,
         path,
         why,
-        judgement: candidate.judgement,
+        judgement: if missing {
+            nobody_answers()
+        } else {
+            candidate.judgement
+        },
     }
 }
 
@@ -222,6 +247,15 @@ fn in_plaintext(
             workload: Some(workload),
             path: ExplainedPath::Outside,
             why: "its tunnel protocol is NONE",
+            judgement: Judgement::NONE,
+        };
+    }
+    if is_missing(router, &workload) {
+        return AnsweredCandidate {
+            address: destination,
+            workload: Some(workload),
+            path: ExplainedPath::Outside,
+            why: "it is not enrolled: nobody refuses anything for it",
             judgement: Judgement::NONE,
         };
     }

@@ -20,6 +20,7 @@ use crate::{
     config::TunnelProtocol,
     mesh::{Mesh, Service, Workload},
     node::Node,
+    route::Router,
 };
 
 pub use answer::{Answer, AnsweredCandidate, Client, answer};
@@ -77,7 +78,11 @@ pub fn explain(node: &Node, request: &ExplainRequest) -> Result<Explanation, Exp
     };
     let to = find(&mesh, &request.to)?;
     let destination = SocketAddr::new(address_for(&source, &to, request)?, request.port);
-    let answer = answer(&node.router(&mesh), &source, destination);
+    let router = Router {
+        wanted: usize::MAX,
+        ..node.router(&mesh)
+    };
+    let answer = answer(&router, &source, destination);
     let remembered = source.workload().and_then(|workload| {
         let pod = node.pod(&workload.uid)?;
         node.datapath.remembered(pod.handle, destination.into())

@@ -169,7 +169,7 @@ proptest! {
     ) {
         let mesh = mesh(policies, peers, same_node);
         let pods = Pods([("a", (1, link)), ("b", (2, link))].into());
-        let router = Router { mesh: &mesh, enrolled: &pods, can_destroy: true };
+        let router = Router { mesh: &mesh, enrolled: &pods, can_destroy: true, wanted: usize::MAX };
         let workload = |uid: &str| Client::Workload(mesh.workload_by_uid(uid).unwrap().clone());
         let clients = [
             workload("a"), workload("c"),

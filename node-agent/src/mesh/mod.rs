@@ -26,6 +26,7 @@ pub struct Mesh {
     services: HashMap<IpAddr, Arc<Service>>,
     local: BTreeMap<String, Arc<LocalPod>>,
     policies: Arc<PolicySource>,
+    node: String,
     version: u32,
     generation: u32,
 }
@@ -107,6 +108,7 @@ impl Mesh {
     /// When something is wrong that the check of the file excludes.
     pub fn new(config: &ConfigFile, previous: &Self) -> Result<Self, MeshError> {
         let mut mesh = Self {
+            node: config.node.value.clone(),
             version: previous.version.wrapping_add(1),
             policies: PolicySource::of(config, &previous.policies)?,
             ..Self::default()
@@ -140,7 +142,8 @@ impl Mesh {
             }
         }
         for source in config.services.iter().map(|s| &s.value) {
-            let service = Arc::new(Service::new(source, &mesh.workloads));
+            let is_local = |uid: &str| mesh.local.contains_key(uid);
+            let service = Arc::new(Service::new(source, &mesh.workloads, is_local));
             for address in &source.addresses {
                 mesh.services.insert(address.to_canonical(), service.clone());
             }
@@ -159,6 +162,12 @@ impl Mesh {
             generation,
             ..Self::default()
         }
+    }
+
+    /// Whether a workload is of the node whose configuration this is.
+    #[must_use]
+    pub fn is_here(&self, workload: &Workload) -> bool {
+        workload.node == self.node
     }
 
     /// The number of this configuration.
@@ -185,9 +194,33 @@ impl Mesh {
         &self.policies.warnings
     }
 
-    /// What applies to a workload of this mesh.
+    /// A workload as this configuration has it; as it was if it is gone.
+    #[must_use]
+    pub fn current<'a>(&'a self, workload: &'a Arc<Workload>) -> &'a Arc<Workload> {
+        self.workloads.get(&workload.uid).unwrap_or(workload)
+    }
+
+    /// The addresses by which a workload is reached: its own, and those of services that it is an endpoint of.
+    pub fn addresses_about(&self, uid: &str) -> Vec<IpAddr> {
+        let own = self.workloads.get(uid).map(|workload| workload.addresses.clone());
+        let serves = |service: &&Arc<Service>| service.workloads().any(|workload| workload.uid == uid);
+        let services = self.services();
+        let through = services
+            .into_iter()
+            .filter(serves)
+            .flat_map(|service| service.addresses.clone());
+        own.unwrap_or_default().into_iter().chain(through).collect()
+    }
+
+    /// What applies to a workload, which must be this mesh's own: another's was asked under other policies.
     #[must_use]
     pub fn policies_of<'a>(&'a self, workload: &'a Workload) -> &'a WorkloadPolicies {
+        debug_assert!(
+            self.workloads
+                .get(&workload.uid)
+                .is_some_and(|own| std::ptr::eq(&**own, workload)),
+            "a workload of another configuration"
+        );
         workload.policies.get_or_init(|| {
             self.policies()
                 .for_workload(workload.identity.namespace(), &workload.labels)

@@ -23,6 +23,8 @@ pub struct Service {
     /// Identities that its servers may present besides their own.
     pub subject_alt_names: Vec<Identity>,
     distribution: Option<TrafficDistribution>,
+    /// Whether a pod of this node serves it.
+    pub is_here: bool,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,11 @@ pub struct Backend {
 const OTHER_FAMILY: u8 = 10;
 
 impl Service {
-    pub(super) fn new(source: &ServiceConfig, workloads: &BTreeMap<String, Arc<Workload>>) -> Self {
+    pub(super) fn new(
+        source: &ServiceConfig,
+        workloads: &BTreeMap<String, Arc<Workload>>,
+        is_local: impl Fn(&str) -> bool,
+    ) -> Self {
         let endpoint = |endpoint: &EndpointConfig| {
             let workload = endpoint.workload.as_deref().and_then(|uid| workloads.get(uid));
             let own = endpoint.address.map(|address| vec![address.to_canonical()]);
@@ -66,6 +72,11 @@ impl Service {
             endpoints: source.endpoints.iter().map(|e| endpoint(&e.value)).collect(),
             subject_alt_names: source.subject_alt_names.clone(),
             distribution: source.traffic_distribution,
+            is_here: source
+                .endpoints
+                .iter()
+                .filter_map(|endpoint| endpoint.value.workload.as_deref())
+                .any(is_local),
         }
     }
 
