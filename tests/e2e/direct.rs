@@ -1,7 +1,10 @@
 //! Pods of one node that reach each other directly.
 
 use weir_e2e::{Mesh, identity, run, serve};
-use weir_lab::config::{SameNodeMode, ServiceConfig};
+use weir_lab::{
+    Spawn as _,
+    config::{AgentConfig, SameNodeMode, ServiceConfig},
+};
 use weir_types::{FlowEvent, FlowPath, TrafficDirection};
 
 #[test]
@@ -90,5 +93,135 @@ fn a_service_with_a_local_endpoint_is_reached_directly_and_shown_by_its_address(
             |flow| flow.path == FlowPath::Direct && flow.original_destination == Some(to.parse().unwrap()),
         );
         assert_eq!(flow.service.as_deref(), Some("shop/api"));
+    }
+}
+
+/// A client that has got one byte back and waits for another that never comes: only its end can be seen.
+fn held(mesh: &Mesh, to: &str) -> weir_lab::Process {
+    let client = mesh
+        .a
+        .testapp([
+            "connect",
+            to,
+            "--send",
+            "x",
+            "--read",
+            "2",
+            "--timeout-ms",
+            "4000",
+        ])
+        .unwrap();
+    let port = to.rsplit_once(':').unwrap().1.parse().unwrap();
+    let _ = mesh.flow_where(&mesh.a, TrafficDirection::Egress, FlowEvent::Open, port, |flow| {
+        flow.path == FlowPath::Direct
+    });
+    client
+}
+
+fn reload(mesh: &mut Mesh, change: impl Fn(&mut AgentConfig)) {
+    for agent in &mut mesh.agents {
+        let status = agent.reload(|config| change(config)).unwrap();
+        assert_eq!(status.config.rejected, None);
+    }
+}
+
+#[test]
+fn auto_on_a_bridge_is_direct_as_long_as_anybody_may_connect() {
+    // The lab's pods hang on a bridge, and nobody has said how they reach each other.
+    let mut mesh = Mesh::new("auto");
+    let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
+    let to = format!("{}:7000", mesh.b.v4());
+    let path = |mesh: &Mesh, own: &str| {
+        let own = format!("{}:{own}", mesh.a.v4());
+        run(
+            &mesh.a,
+            ["connect", &to, "--bind", &own, "--send", "x", "--read", "1"],
+        )
+        .success()
+        .unwrap();
+        let from_own = |flow: &weir_types::Flow| flow.source.address == own.parse().unwrap();
+        mesh.flow_where(
+            &mesh.a,
+            TrafficDirection::Egress,
+            FlowEvent::Close,
+            7000,
+            from_own,
+        )
+        .path
+    };
+    run(&mesh.a, ["echo-client", &to]).success().unwrap();
+    assert_eq!(path(&mesh, "5000"), FlowPath::Direct);
+    let open = held(&mesh, &to);
+    // STRICT: whoever poses as a on the bridge would gain something.
+    reload(&mut mesh, AgentConfig::strict);
+    let line = open.wait(weir_lab::PATIENCE).unwrap().json().unwrap();
+    assert_eq!(line["end"], "ECONNRESET", "{line}");
+    for own in ["5001", "5002"] {
+        assert_eq!(path(&mesh, own), FlowPath::Tunnel);
+    }
+    // And back, with a policy that asks who it is, and without.
+    let from_a = serde_json::json!({
+        "name": "a", "namespace": "shop", "selector": { "matchLabels": { "app": "b" } },
+        "rules": [{ "from": [{ "source": { "serviceAccounts": ["a"] } }] }],
+    });
+    reload(&mut mesh, |config| {
+        config.peer_authentications.clear();
+        config.authorization_policies.push(from_a.clone());
+    });
+    for own in ["5003", "5004"] {
+        assert_eq!(path(&mesh, own), FlowPath::Tunnel);
+    }
+    reload(&mut mesh, |config| config.authorization_policies.clear());
+    assert_eq!(
+        path(&mesh, "5005"),
+        FlowPath::Tunnel,
+        "the first, which the agent carries"
+    );
+    assert_eq!(path(&mesh, "5006"), FlowPath::Direct);
+    let open = held(&mesh, &to);
+    // A change that is no business of theirs ends nothing.
+    reload(&mut mesh, |config| {
+        config
+            .authorization_policies
+            .push(serde_json::json!({ "name": "x", "namespace": "elsewhere" }));
+    });
+    let line = open.wait(weir_lab::PATIENCE).unwrap().json().unwrap();
+    assert_eq!(line["end"], "EAGAIN", "timed out, since nothing ended it: {line}");
+}
+
+#[test]
+fn a_server_that_gets_another_identity_keeps_the_direct_connections_that_it_may_have() {
+    for forbidden in [false, true] {
+        let mut mesh = Mesh::with("renamed", |config| {
+            config.strict();
+            config.same_node(SameNodeMode::Direct);
+        });
+        let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
+        let to = format!("{}:7000", mesh.b.v4());
+        run(&mesh.a, ["echo-client", &to]).success().unwrap();
+        let open = held(&mesh, &to);
+        // The same pod, enrolled anew: its sockets are still the old ones.
+        reload(&mut mesh, |config| {
+            let renamed = "other".to_owned();
+            for workload in config
+                .workloads
+                .iter_mut()
+                .filter(|workload| workload.name == "b")
+            {
+                workload.service_account.clone_from(&renamed);
+            }
+            for pod in config.pods.iter_mut().filter(|pod| pod.uid == "shop-b") {
+                pod.service_account.clone_from(&renamed);
+            }
+            if forbidden {
+                config.authorization_policies.push(serde_json::json!({
+                    "name": "not-a", "namespace": "shop", "action": "DENY",
+                    "rules": [{ "from": [{ "source": { "serviceAccounts": ["a"] } }] }],
+                }));
+            }
+        });
+        let line = open.wait(weir_lab::PATIENCE).unwrap().json().unwrap();
+        let expected = if forbidden { "ECONNRESET" } else { "EAGAIN" };
+        assert_eq!(line["end"], expected, "{line}");
     }
 }
