@@ -104,16 +104,28 @@ pub struct Pod {
     pub v6: [u32; 4],
 }
 
-/// What may change about a pod while it is enrolled: value of the `POD_STATES` map, keyed by handle.
+/// Pods on one node; Kubernetes stops at 110 by default, and large nodes at some hundreds. A power of two.
+pub const MAX_PODS: u32 = 4096;
+
+/// The element of an array that a pod has: no two pods that are enrolled together share one.
+#[inline(always)]
+#[must_use]
+pub const fn slot(handle: u32) -> u32 {
+    handle & (MAX_PODS - 1)
+}
+
+/// What may change about a pod while it is enrolled: value of the `POD_STATES` map, an array by [`slot`].
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "user"), derive(Debug))]
 pub struct PodState {
     /// 1: plaintext from outside is refused.
     pub strict: u32,
+    /// Handle of the pod whose this is.
+    pub pod: u32,
 }
 
-/// A pod's share of the connection table: value of the `BUDGETS` map, keyed by handle.
+/// A pod's share of the connection table: value of the `BUDGETS` map, an array by [`slot`].
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(any(test, feature = "user"), derive(Debug))]
@@ -122,6 +134,10 @@ pub struct Budget {
     pub used: u64,
     /// Entries that it may have.
     pub limit: u64,
+    /// Handle of the pod whose this is.
+    pub pod: u32,
+    /// Explicit padding.
+    pub pad: u32,
 }
 
 /// Key of the `VERDICTS` map: what a pod may reach, and how.
@@ -265,4 +281,4 @@ const _: () = assert!(size_of::<Config>() == 40);
 const _: () = assert!(size_of::<BackendKey>() == 8);
 const _: () = assert!(size_of::<Backend>() == 32);
 const _: () = assert!(size_of::<ProbePort>() == 8);
-const _: () = assert!(size_of::<Budget>() == 16);
+const _: () = assert!(size_of::<Budget>() == 24);

@@ -10,8 +10,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
 };
 use weir_abi::{
-    Backend, BackendKey, Budget, Config, Conn, ConnKind, Endpoint, Event, FlowKey, Pending, Pod, PodState,
-    ProbePort, Reason, SockState, Verdict, VerdictKey, VerdictKind, address::same_address,
+    Backend, BackendKey, Budget, Config, Conn, ConnKind, Endpoint, Event, FlowKey, MAX_PODS, Pending, Pod,
+    PodState, ProbePort, Reason, SockState, Verdict, VerdictKey, VerdictKind, address::same_address, slot,
 };
 
 use crate::field;
@@ -22,8 +22,6 @@ const BPF_RB_NO_WAKEUP: u64 = 1;
 const BPF_RB_FORCE_WAKEUP: u64 = 2;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 
-/// Pods on one node; Kubernetes stops at 110 by default, and large nodes at some hundreds.
-const MAX_PODS: u32 = 4096;
 /// Registered connections of all pods of a node.
 const MAX_CONNECTIONS: u32 = 262_144;
 /// Direct connections of all pods that are about to send their SYN. They stay for microseconds, or until the agent sweeps
@@ -54,11 +52,11 @@ pub(crate) static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(MAX_PODS, 
 
 /// What may change of a pod, by handle.
 #[map]
-pub(crate) static POD_STATES: HashMap<u32, PodState> = HashMap::with_max_entries(MAX_PODS, 0);
+pub(crate) static POD_STATES: Array<PodState> = Array::with_max_entries(MAX_PODS, 0);
 
 /// A pod's share of `CONNECTIONS`, by handle.
 #[map]
-pub(crate) static BUDGETS: HashMap<u32, Budget> = HashMap::with_max_entries(MAX_PODS, 0);
+pub(crate) static BUDGETS: Array<Budget> = Array::with_max_entries(MAX_PODS, 0);
 
 /// Direct connections between `connect` and SYN, by socket cookie.
 #[map]
@@ -222,7 +220,7 @@ pub(crate) fn first_denial(key: &FlowKey, now_ns: u64) -> bool {
 /// The budget counts sockets: it is taken here and given back when the socket closes, whatever becomes of the entry.
 #[inline(always)]
 pub(crate) fn register(key: &FlowKey, conn: &Conn) -> Result<(), Reason> {
-    let Some(budget) = BUDGETS.get_ptr_mut(conn.pod) else {
+    let Some(budget) = budget(conn.pod) else {
         return Err(Reason::TableFull);
     };
     // SAFETY: a valid pointer into the map; volatile, since other processors count there too.
@@ -249,10 +247,17 @@ pub(crate) fn register(key: &FlowKey, conn: &Conn) -> Result<(), Reason> {
     Ok(())
 }
 
+/// A pod's share, unless it is another's by now.
+#[inline(always)]
+fn budget(pod: u32) -> Option<*mut Budget> {
+    let budget = BUDGETS.get_ptr_mut(slot(pod))?;
+    (field!((*budget).pod) == pod).then_some(budget)
+}
+
 /// Gives back a socket's part of its pod's budget.
 #[inline(always)]
 pub(crate) fn give_back(pod: u32) {
-    if let Some(budget) = BUDGETS.get_ptr_mut(pod) {
+    if let Some(budget) = budget(pod) {
         // SAFETY: a valid pointer into the map. Never below zero, whatever an earlier agent left there: a share that seems
         // endless would be none.
         if unsafe { (&raw const (*budget).used).read_volatile() } != 0 {

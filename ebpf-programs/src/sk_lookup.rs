@@ -4,6 +4,7 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use weir_abi::{
     Endpoint, Event, EventKind, FlowKey, ListenerSlot, Pod, ProbePort, Reason,
     decide::{self, Lookup, Syn},
+    slot,
 };
 
 use crate::{
@@ -75,8 +76,10 @@ fn weir_sk_lookup(ctx: SkLookupContext) -> u32 {
     let registered = unsafe { CONNECTIONS.get(key) }
         .copied()
         .filter(|conn| conn.tag == key.tag());
-    // SAFETY: the value is copied at once. No state means that the agent is not done with this pod: refuse.
-    let strict = unsafe { POD_STATES.get(own.handle) }.is_none_or(|state| state.strict != 0);
+    // No state means that the agent is not done with this pod: refuse.
+    let strict = POD_STATES
+        .get(slot(own.handle))
+        .is_none_or(|state| state.pod != own.handle || state.strict != 0);
     let is_probed = || {
         let port = ProbePort {
             pod: own.handle,

@@ -2,8 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use aya::maps::{HashMap, Map, MapData};
-use weir_abi::{Budget, LAYOUT_VERSION, Pod as PodEntry};
+use aya::maps::{Array, HashMap, Map, MapData};
+use weir_abi::{Budget, LAYOUT_VERSION, Pod as PodEntry, slot};
 use weir_e2e::{Mesh, identity, lines, peers::python, run, serve};
 use weir_lab::{Agent, Pod, Spawn as _};
 use weir_types::{Flow, FlowEvent, FlowPath, Reason, TrafficDirection};
@@ -106,18 +106,17 @@ fn a_pod_with_as_many_connections_as_it_may_have_is_refused_more_and_others_are_
 
 /// Changes how many connections a pod may have.
 fn set_share(agent: &Agent, pod: &Pod, limit: u64) {
-    let map = |name: &str| {
-        let pins = agent.config().pin_dir.join(format!("v{LAYOUT_VERSION}"));
-        Map::HashMap(MapData::from_pin(pins.join(name)).unwrap())
-    };
-    let pods: HashMap<_, u64, PodEntry> = HashMap::try_from(map("PODS")).unwrap();
+    let pins = agent.config().pin_dir.join(format!("v{LAYOUT_VERSION}"));
+    let map = |name: &str| MapData::from_pin(pins.join(name)).unwrap();
+    let pods: HashMap<_, u64, PodEntry> = HashMap::try_from(Map::HashMap(map("PODS"))).unwrap();
     let own = u32::from_ne_bytes(pod.v4().octets());
     let (_, entry) = pods
         .iter()
         .filter_map(Result::ok)
         .find(|(_, entry)| entry.v4 == own)
         .unwrap();
-    let mut budgets: HashMap<_, u32, Budget> = HashMap::try_from(map("BUDGETS")).unwrap();
-    let used = budgets.get(&entry.handle, 0).unwrap().used;
-    budgets.insert(entry.handle, Budget { used, limit }, 0).unwrap();
+    let mut budgets: Array<_, Budget> = Array::try_from(Map::Array(map("BUDGETS"))).unwrap();
+    let own = slot(entry.handle);
+    let budget = budgets.get(&own, 0).unwrap();
+    budgets.set(own, Budget { limit, ..budget }, 0).unwrap();
 }

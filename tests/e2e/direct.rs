@@ -225,3 +225,48 @@ fn a_server_that_gets_another_identity_keeps_the_direct_connections_that_it_may_
         assert_eq!(line["end"], expected, "{line}");
     }
 }
+
+#[test]
+fn auto_is_direct_between_pods_whose_routes_all_go_by_a_gateway() {
+    let mesh = Mesh::with("routed", AgentConfig::strict);
+    for pod in [&mesh.a, &mesh.b] {
+        let (gateway, gateway6) = ("10.1.0.1", "fd00:1::1");
+        for route in [
+            "route del 10.1.0.0/24 dev eth0".to_owned(),
+            format!("route add {gateway}/32 dev eth0"),
+            format!("route replace default via {gateway} dev eth0"),
+            "-6 route del fd00:1::/64 dev eth0".to_owned(),
+            format!("-6 route add {gateway6}/128 dev eth0"),
+            format!("-6 route replace default via {gateway6} dev eth0"),
+        ] {
+            let mut ip = std::process::Command::new("ip");
+            ip.args(route.split(' '));
+            pod.run(ip).unwrap().success().unwrap();
+        }
+    }
+    // It is looked at when a pod is enrolled.
+    mesh.agents[0].restart().unwrap();
+    let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
+    let to = format!("{}:7000", mesh.b.v4());
+    for _ in 0..2 {
+        run(&mesh.a, ["echo-client", &to]).success().unwrap();
+    }
+    let flow = mesh.flow_where(
+        &mesh.a,
+        TrafficDirection::Egress,
+        FlowEvent::Close,
+        7000,
+        |flow| flow.path == FlowPath::Direct,
+    );
+    assert_eq!(flow.destination.identity, identity("b"));
+    let status = mesh.agents[0].status().unwrap();
+    let said: Vec<_> = status
+        .pods
+        .iter()
+        .filter_map(|pod| pod.same_node.clone())
+        .collect();
+    assert!(
+        said.iter().all(|said| said.contains("point-to-point")),
+        "{said:?}"
+    );
+}

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use weir_abi::{
     Budget, Conn, ConnKind, Endpoint, FlowKey, LAYOUT_VERSION, Pending, Pod as PodEntry, Verdict, VerdictKey,
-    VerdictKind,
+    VerdictKind, slot,
 };
 use weir_e2e::{
     Mesh,
@@ -259,12 +259,14 @@ fn nowhere(number: u32) -> Endpoint {
 }
 
 /// The entry of a pod's share of the table of connections.
-fn share(agent: &Agent, pod: &Pod) -> (HashMap<MapData, u32, Budget>, u32) {
+fn share(agent: &Agent, pod: &Pod) -> (Array<MapData, Budget>, u32) {
     let pods = table::<u64, PodEntry>(agent, "PODS");
     let own = u32::from_ne_bytes(pod.v4().octets());
     let mut entries = pods.iter().filter_map(Result::ok);
     let (_, entry) = entries.find(|(_, entry)| entry.v4 == own).unwrap();
-    (table(agent, "BUDGETS"), entry.handle)
+    let pins = agent.config().pin_dir.join(format!("v{LAYOUT_VERSION}"));
+    let data = MapData::from_pin(pins.join("BUDGETS")).unwrap();
+    (Array::try_from(Map::Array(data)).unwrap(), slot(entry.handle))
 }
 
 fn connect(pod: &Pod, to: &str) -> Value {
@@ -304,13 +306,14 @@ fn a_pod_with_its_share_of_connections_reaches_nobody_directly_and_others_go_on(
     let held = mesh.a.testapp(held).unwrap();
     let agent = mesh.agent(&mesh.a);
     let (mut shares, handle) = share(agent, &mesh.a);
-    let used = |shares: &HashMap<MapData, u32, Budget>| shares.get(&handle, 0).unwrap().used;
+    let used = |shares: &Array<MapData, Budget>| shares.get(&handle, 0).unwrap().used;
     weir_lab::poll("its connection alone in the table", PATIENCE, || {
         Ok((used(&shares) == 1).then_some(()))
     })
     .unwrap();
     let _ = lines(&server, "accept", before);
-    shares.insert(handle, Budget { used: 1, limit: 1 }, 0).unwrap();
+    let budget = shares.get(&handle, 0).unwrap();
+    shares.set(handle, Budget { limit: 1, ..budget }, 0).unwrap();
     for _ in 0..5 {
         let line = connect(&mesh.a, &to);
         assert_eq!(line["connect"], "ECONNREFUSED", "{line}");

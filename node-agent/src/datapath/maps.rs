@@ -4,7 +4,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, MapError, SockHash},
 };
-use weir_abi::{Budget, Config, HOST_HANDLE, Pod, PodState, ProbePort};
+use weir_abi::{Budget, Config, HOST_HANDLE, Pod, PodState, ProbePort, slot};
 
 use super::{Datapath, DatapathError, Tables, verdicts::VerdictTable};
 
@@ -44,8 +44,8 @@ impl Tables {
         Ok(Self {
             config: array(ebpf, "CONFIG")?,
             pods,
-            pod_states: hash(ebpf, "POD_STATES")?,
-            budgets: hash(ebpf, "BUDGETS")?,
+            pod_states: array(ebpf, "POD_STATES")?,
+            budgets: array(ebpf, "BUDGETS")?,
             verdicts: VerdictTable::new(hash(ebpf, "VERDICTS")?, hash(ebpf, "BACKENDS")?),
             probe_ports: hash(ebpf, "PROBE_PORTS")?,
             listeners,
@@ -65,9 +65,20 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses to remember it.
     pub fn new_handle(&self) -> Result<PodHandle, DatapathError> {
+        let mut tables = self.tables();
+        let taken: Vec<u32> = tables
+            .pods
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(_, pod)| slot(pod.handle))
+            .chain([slot(HOST_HANDLE)])
+            .collect();
         let mut handle = 0;
-        self.tables().change(|config| {
-            handle = config.next_handle.max(HOST_HANDLE + 1);
+        tables.change(|config| {
+            handle = config.next_handle;
+            while taken.contains(&slot(handle)) {
+                handle += 1;
+            }
             config.next_handle = handle + 1;
         })?;
         Ok(PodHandle(handle))
@@ -81,10 +92,11 @@ impl Datapath {
         let mut tables = self.tables();
         let state = PodState {
             strict: u32::from(strict),
+            pod: handle.0,
         };
         tables
             .pod_states
-            .insert(handle.0, state, 0)
+            .set(slot(handle.0), state, 0)
             .map_err(failed("POD_STATES"))?;
         tables.give_share(handle.0, CONNECTIONS_PER_POD)
     }
@@ -146,8 +158,21 @@ impl Datapath {
                 .listeners
                 .remove(&weir_abi::ListenerSlot::key(handle.0, slot));
         }
-        let _ = tables.pod_states.remove(&handle.0);
-        let _ = tables.budgets.remove(&handle.0);
+        let own = slot(handle.0);
+        if tables
+            .pod_states
+            .get(&own, 0)
+            .is_ok_and(|state| state.pod == handle.0)
+        {
+            let _ = tables.pod_states.set(own, PodState::default(), 0);
+        }
+        if tables
+            .budgets
+            .get(&own, 0)
+            .is_ok_and(|budget| budget.pod == handle.0)
+        {
+            let _ = tables.budgets.set(own, Budget::default(), 0);
+        }
         let probes = tables.probe_ports_of(handle.0, &[]);
         for port in probes {
             let _ = tables.probe_ports.remove(&port);
@@ -204,13 +229,19 @@ impl Tables {
 
     /// Gives a handle its share of the connection table, unless it has one: what it uses is counted there.
     fn give_share(&mut self, handle: u32, limit: u64) -> Result<(), DatapathError> {
-        if matches!(self.budgets.get(&handle, 0), Err(MapError::KeyNotFound)) {
-            let budget = Budget { used: 0, limit };
-            self.budgets
-                .insert(handle, budget, 0)
-                .map_err(failed("BUDGETS"))?;
+        let known = self.budgets.get(&slot(handle), 0).map_err(failed("BUDGETS"))?;
+        if known.pod == handle && known.limit != 0 {
+            return Ok(());
         }
-        Ok(())
+        let budget = Budget {
+            used: 0,
+            limit,
+            pod: handle,
+            pad: 0,
+        };
+        self.budgets
+            .set(slot(handle), budget, 0)
+            .map_err(failed("BUDGETS"))
     }
 
     /// The probed ports of a pod, but for those that stay.

@@ -25,8 +25,8 @@ use aya::{
     programs::{CgroupSockAddr, ProgramFd, SkLookup, SockOps},
 };
 use weir_abi::{
-    Budget, Config, Conn, ConnKind, FlowKey, LAYOUT_VERSION, ListenerSlot, Pending, Pod, PodState, ProbePort,
-    SockState,
+    Budget, Config, Conn, ConnKind, FlowKey, HOST_HANDLE, LAYOUT_VERSION, ListenerSlot, Pending, Pod, PodState,
+    ProbePort, SockState, slot,
 };
 use weir_types::api::ProgramStatus;
 
@@ -137,8 +137,8 @@ pub struct Datapath {
 struct Tables {
     config: Array<MapData, Config>,
     pods: HashMap<MapData, u64, Pod>,
-    pod_states: HashMap<MapData, u32, PodState>,
-    budgets: HashMap<MapData, u32, Budget>,
+    pod_states: Array<MapData, PodState>,
+    budgets: Array<MapData, Budget>,
     verdicts: verdicts::VerdictTable,
     probe_ports: HashMap<MapData, ProbePort, u32>,
     listeners: SockHash<MapData, u32>,
@@ -307,11 +307,15 @@ impl Datapath {
     /// Number of sockets that are registered, by the pods' shares. Cheap: one look-up a pod.
     #[must_use]
     pub fn registered(&self) -> u64 {
-        self.tables()
-            .budgets
+        let tables = self.tables();
+        let pods = tables
+            .pods
             .iter()
             .filter_map(Result::ok)
-            .map(|(_, budget)| budget.used)
+            .map(|(_, pod)| pod.handle);
+        pods.chain([HOST_HANDLE])
+            .filter_map(|handle| tables.budgets.get(&slot(handle), 0).ok())
+            .map(|budget| budget.used)
             .sum()
     }
 
