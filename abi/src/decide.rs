@@ -221,7 +221,9 @@ pub fn lookup(
             }
         }
         if conn.kind == ConnKind::HOST && !from_own && is_probed() {
-            return Lookup::Pass;
+            // Not straight to the application: a masquerade may have been given the port of a probe whose SYN has not left
+            // yet. The agent sees whether the kubelet's own socket is connected.
+            return Lookup::Assign(ListenerSlot::PLAINTEXT);
         }
     }
     if from_own {

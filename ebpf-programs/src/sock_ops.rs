@@ -219,6 +219,13 @@ fn not_registered(conn: &mut Conn, key: &FlowKey, reason: Reason) {
 #[inline(always)]
 fn established(conn: &mut Conn, key: &FlowKey) {
     conn.established = 1;
+    if conn.kind == ConnKind::HOST
+        && let Some(entry) = CONNECTIONS.get_ptr_mut(key)
+    {
+        // For the agent, before the other end knows: this runs before the handshake's last segment is sent.
+        // SAFETY: a valid pointer into the map.
+        unsafe { (*entry).established = 1 };
+    }
     if is_observed(conn) {
         report(|event| describe(event, conn, key, EventKind::ESTABLISHED, now_ns()));
     }
@@ -253,9 +260,7 @@ fn closed(ops: *mut bpf_sock_ops, conn: &Conn, key: &FlowKey) {
 /// Whether nobody but the kernel can tell how the connection went.
 #[inline(always)]
 fn is_observed(conn: &Conn) -> bool {
-    conn.kind == ConnKind::PASS
-        || conn.kind == ConnKind::HOST
-        || (conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod)
+    conn.kind == ConnKind::PASS || (conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod)
 }
 
 /// Sets every field of an event to what is known of a connection.

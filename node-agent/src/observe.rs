@@ -19,17 +19,12 @@ use crate::{
 pub fn record(node: &Arc<Node>, event: &Event) {
     let (from, to) = (event.key.src.socket_addr(), event.key.dst.socket_addr());
     let mesh = node.mesh.load();
-    let ends = if event.conn_kind == ConnKind::HOST {
-        host(node, &mesh, from, to)
-    } else {
-        pods(node, &mesh, event, from, to)
-    };
     let Some(Ends {
         direction,
         source,
         destination,
         judgement,
-    }) = ends
+    }) = ends(node, &mesh, event, from, to)
     else {
         return;
     };
@@ -99,18 +94,7 @@ struct Ends {
     judgement: Judgement,
 }
 
-/// The kubelet's connections with pods of this node. Its others are no business of the mesh.
-fn host(node: &Node, mesh: &Mesh, from: SocketAddr, to: SocketAddr) -> Option<Ends> {
-    let pod = node.pod(&mesh.workload(to.ip())?.uid)?;
-    Some(Ends {
-        direction: TrafficDirection::Ingress,
-        source: FlowPeer::unknown(from),
-        destination: pod.workload.verified_peer(to),
-        judgement: Judgement::NONE,
-    })
-}
-
-fn pods(node: &Node, mesh: &Mesh, event: &Event, from: SocketAddr, to: SocketAddr) -> Option<Ends> {
+fn ends(node: &Node, mesh: &Mesh, event: &Event, from: SocketAddr, to: SocketAddr) -> Option<Ends> {
     let pod = node.pod_by_handle(PodHandle(event.pod))?;
     let ask = |workload: &Workload, source: Option<&Identity>| {
         let request = Request {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use weir_abi::{ConnKind, FlowKey};
+use weir_abi::{Conn, ConnKind, FlowKey};
 use weir_tunnel::copy::copy_plain;
-use weir_types::{FlowPath, Reason, TrafficDirection};
+use weir_types::{FlowPath, FlowPeer, Reason, TrafficDirection};
 
 use crate::{
     datapath::PodHandle,
-    node::{Node, Pod},
+    node::{Node, Pod, process},
     open::OpenConnection,
     serve::{self, Accepted, deliver},
     sockets,
@@ -22,6 +22,9 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
         dst: local.into(),
     };
     let registered = registered(node, pod, &key);
+    if let Registered::Kubelet(conn) = registered {
+        return probe(node, pod, Accepted { stream, peer, local }, &conn).await;
+    }
     let (identity, still_direct) = match &registered {
         Registered::Pod(source) => {
             let mesh = node.mesh.load();
@@ -34,7 +37,7 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
         }
         // Somebody's, but of nobody who is still here: not to be taken for a stranger's.
         Registered::Gone => (None, false),
-        Registered::Not => (None, true),
+        Registered::Kubelet(_) | Registered::Not => (None, true),
     };
     let path = if identity.is_some() {
         FlowPath::Direct
@@ -82,6 +85,8 @@ pub async fn carry(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
 enum Registered {
     /// A pod of this node: its permission is of an earlier configuration, so it is decided again, but who it is stays known.
     Pod(Arc<Pod>),
+    /// A process in the kubelet's cgroup, to a port that it probes, and its socket is connected.
+    Kubelet(Conn),
     /// A pod that is not enrolled any more.
     Gone,
     /// Nobody.
@@ -95,6 +100,40 @@ fn registered(node: &Node, pod: &Pod, key: &FlowKey) -> Registered {
             let source = source.filter(|source| source.netns.cookie() == conn.netns);
             source.map_or(Registered::Gone, Registered::Pod)
         }
+        // Not connected: somebody else got its port. Whoever it is, he is nobody.
+        Some(conn)
+            if conn.kind == ConnKind::HOST
+                && conn.established != 0
+                && u16::try_from(key.dst.port).is_ok_and(|port| pod.told().probe_ports.contains(&port)) =>
+        {
+            Registered::Kubelet(conn)
+        }
         _ => Registered::Not,
+    }
+}
+
+/// Carries a probe of the kubelet's. No policy is asked: it is how the pod's own author wants it looked after.
+async fn probe(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted, conn: &Conn) {
+    let Accepted { stream, peer, local } = accepted;
+    let source = FlowPeer::unknown(peer);
+    let destination = pod.workload.verified_peer(local);
+    let mut flow = node.flows.connection(
+        TrafficDirection::Ingress,
+        FlowPath::Plaintext,
+        source,
+        destination,
+    );
+    flow.process(process(conn.pid, &conn.comm));
+    match deliver(node, pod, local, peer).await {
+        Ok(application) => {
+            let counters = flow.open();
+            let network = serve::NetworkProbe::new(&stream);
+            let ended = copy_plain(stream, application, &counters).await.ended;
+            flow.close(ended, network.read());
+        }
+        Err((reason, error)) => {
+            flow.refuse(reason, Some(error.to_string()));
+            sockets::reset(stream);
+        }
     }
 }

@@ -103,7 +103,7 @@ fn a_probe_reaches_a_strict_pod_at_its_own_probe_ports_and_at_no_others() {
         assert!(reaches(kubelet, a, OF_A, "a"), "{a}");
         let wanted = |flow: &Flow| flow.destination.address.ip() == b;
         let flow = mesh.flow_where(&mesh.b, Ingress, FlowEvent::Close, OF_B, wanted);
-        assert_eq!((flow.path, &flow.source.identity), (FlowPath::Kernel, &None));
+        assert_eq!((flow.path, &flow.source.identity), (FlowPath::Plaintext, &None));
         assert_eq!(flow.destination.identity, identity("b"));
         let process = flow.process.unwrap();
         assert_eq!(process.name, "weir-testapp", "{process:?}");
@@ -224,10 +224,7 @@ fn what_is_masqueraded_to_the_nodes_address_is_not_the_kubelet() {
     assert_eq!(line["connect"], "ECONNREFUSED", "{line}");
 }
 
-/// A known limit (docs/security.md): about one attempt in ten thousand gets to the probed port, when the masquerade and the
-/// kubelet fight over the same fifty source ports. Run it with `--ignored` to see how many.
 #[test]
-#[ignore = "a known limit: a masquerade that takes a probe's very port before the probe's SYN has left is let in"]
 fn a_masquerade_that_races_for_the_ports_of_probes_wins_none() {
     let stage = Stage::new("masqrace");
     let near = masqueraded(&stage.mesh);

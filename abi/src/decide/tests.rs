@@ -229,7 +229,7 @@ fn the_kubelet_reaches_a_strict_pod_at_its_probed_ports_only() {
     let host = conn(ConnKind::HOST, 0, 0, 0);
     let strict = Lookup::Drop(Reason::PlaintextToStrict);
     for (src, is_probed, expected) in [
-        (peer(), true, Lookup::Pass),
+        (peer(), true, Lookup::Assign(ListenerSlot::PLAINTEXT)),
         (peer(), false, strict),
         (own_v4(), true, Lookup::Drop(Reason::UnregisteredOwnAddress)),
     ] {

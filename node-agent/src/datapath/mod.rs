@@ -25,8 +25,8 @@ use aya::{
     programs::{CgroupSockAddr, ProgramFd, SkLookup, SockOps},
 };
 use weir_abi::{
-    Budget, Config, Conn, ConnKind, FlowKey, HOST_HANDLE, LAYOUT_VERSION, ListenerSlot, Pending, Pod, PodState,
-    ProbePort, SockState, slot,
+    Budget, Config, Conn, ConnKind, FlowKey, HOST_HANDLE, LAYOUT_VERSION, ListenerSlot, Pending, Pod,
+    PodState, ProbePort, SockState, slot,
 };
 use weir_types::api::ProgramStatus;
 
