@@ -116,6 +116,7 @@ pub(crate) fn verdict(key: &VerdictKey) -> Verdict {
         verdict.set = field!((*found).set);
         verdict.count = field!((*found).count);
         let pod = field!((*found).key.pod);
+        // SAFETY: a valid pointer into the map, of which only a part is taken.
         let dst = endpoint(unsafe { &raw const (*found).key.dst });
         if pod != key.pod || dst.port != key.dst.port || !same_address(&dst.addr, &key.dst.addr) {
             verdict.kind = VerdictKind::REDIRECT;
@@ -129,6 +130,7 @@ pub(crate) fn verdict(key: &VerdictKey) -> Verdict {
 pub(crate) fn backend(key: BackendKey) -> Backend {
     let mut backend = Backend::default();
     if let Some(found) = BACKENDS.get_ptr(key) {
+        // SAFETY: as above.
         backend.address = endpoint(unsafe { &raw const (*found).address });
         backend.dest_pod = field!((*found).dest_pod);
         if field!((*found).key.set) != key.set || field!((*found).key.index) != key.index {
