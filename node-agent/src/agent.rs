@@ -247,8 +247,8 @@ impl Agent {
     /// When the kernel refuses it; the old one stays in force.
     pub fn apply(&self, config: &ConfigFile) -> anyhow::Result<()> {
         let previous = self.node.mesh.load_full();
-        let mesh = Arc::new(Mesh::new(config, &previous)?);
-        let change = mesh.change_from(&previous);
+        let (mesh, change) = Mesh::new(config, &previous)?;
+        let mesh = Arc::new(mesh);
         // First the kernel, which forgets what was decided before: a verdict is written only if the configuration that it
         // was decided under is the one that the kernel knew when the connection was made.
         if change.is_everything() {

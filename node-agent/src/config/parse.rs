@@ -100,11 +100,14 @@ pub fn load(file: &Path) -> Result<ConfigFile, ConfigError> {
 /// # Errors
 /// When it is wrong.
 pub fn parse(file: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
+    // Where a wrong field stands is found out only when one is wrong: keeping track costs a third more.
     let mut field = String::new();
-    let parsed = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-        let mut track = serde_path_to_error::Track::new();
-        let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
-        ConfigFile::deserialize(tracked).inspect_err(|_| field = track.path().to_string())
+    let parsed = serde_saphyr::from_str(text).or_else(|_: serde_saphyr::Error| {
+        serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+            let mut track = serde_path_to_error::Track::new();
+            let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
+            ConfigFile::deserialize(tracked).inspect_err(|_| field = track.path().to_string())
+        })
     });
     match parsed {
         Ok(config) => {

@@ -129,7 +129,7 @@ fn mesh(policies: Vec<Value>, peers: Vec<Value>, same_node: &str) -> Mesh {
         }],
     });
     let config = config::parse("generated".as_ref(), &config.to_string()).unwrap();
-    Mesh::new(&config, &Mesh::nothing(0)).unwrap()
+    Mesh::new(&config, &Mesh::nothing(0)).unwrap().0
 }
 
 /// What the destination's agent says when the connection reaches it, from what it has then: the identity of the client's

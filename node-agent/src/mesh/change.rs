@@ -24,8 +24,7 @@ impl Change {
 
 impl Mesh {
     /// What is different from an earlier configuration.
-    #[must_use]
-    pub fn change_from(&self, previous: &Self) -> Change {
+    pub(super) fn change_from(&self, previous: &Self) -> Change {
         let same_pods = self.local.len() == previous.local.len()
             && self
                 .local
@@ -99,17 +98,17 @@ services:
 - { name: t, namespace: a, addresses: [10.96.0.2], ports: [{ port: 80 }], endpoints: [{ workload: w1 }] }
 ";
 
-    fn mesh(text: &str, previous: &Mesh) -> Mesh {
+    fn mesh(text: &str, previous: &Mesh) -> (Mesh, Change) {
         Mesh::new(&crate::config::parse("t.yaml".as_ref(), text).unwrap(), previous).unwrap()
     }
 
     fn change(from: &str, to: &str) -> (Change, bool) {
-        let first = mesh(CONFIG, &Mesh::nothing(7));
+        let (first, _) = mesh(CONFIG, &Mesh::nothing(7));
         assert_eq!((first.generation(), first.version()), (8, 1));
         let text = CONFIG.replace(from, to);
         assert!(from == to || text != CONFIG, "{from} is there");
-        let second = mesh(&text, &first);
-        (second.change_from(&first), second.generation() == 9)
+        let (second, change) = mesh(&text, &first);
+        (change, second.generation() == 9)
     }
 
     #[test]

@@ -102,11 +102,11 @@ pub enum Destination {
 // === impl Mesh ===
 
 impl Mesh {
-    /// Compiles a checked configuration that follows `previous`.
+    /// Compiles a checked configuration that follows `previous`, and says what is different.
     ///
     /// # Errors
     /// When something is wrong that the check of the file excludes.
-    pub fn new(config: &ConfigFile, previous: &Self) -> Result<Self, MeshError> {
+    pub fn new(config: &ConfigFile, previous: &Self) -> Result<(Self, Change), MeshError> {
         let mut mesh = Self {
             node: config.node.value.clone(),
             version: previous.version.wrapping_add(1),
@@ -148,11 +148,13 @@ impl Mesh {
                 mesh.services.insert(address.to_canonical(), service.clone());
             }
         }
-        mesh.generation = previous.generation;
-        if mesh.change_from(previous).is_everything() {
-            mesh.generation = previous.generation.wrapping_add(1);
-        }
-        Ok(mesh)
+        let change = mesh.change_from(previous);
+        mesh.generation = if change.is_everything() {
+            previous.generation.wrapping_add(1)
+        } else {
+            previous.generation
+        };
+        Ok((mesh, change))
     }
 
     /// Nothing, before the first configuration, with the generation that an earlier agent left in the kernel.
@@ -412,6 +414,7 @@ services:
             &Mesh::nothing(0),
         )
         .unwrap()
+        .0
     }
 
     #[test]

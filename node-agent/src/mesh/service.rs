@@ -189,7 +189,7 @@ services:
     fn backends(distribution: &str, v4: bool, seed: u64) -> Vec<SocketAddr> {
         let config = CONFIG.to_owned() + distribution;
         let config = crate::config::parse("t.yaml".as_ref(), &config).unwrap();
-        let mesh = Mesh::new(&config, &Mesh::nothing(0)).unwrap();
+        let mesh = Mesh::new(&config, &Mesh::nothing(0)).unwrap().0;
         let Destination::Service(service) = mesh.destination("10.96.0.1".parse().unwrap()) else {
             panic!()
         };
