@@ -425,4 +425,25 @@ services:
         assert!(matches!(to("fd00::1"), Destination::Workload(w) if w.uid == "w1"));
         assert!(matches!(to("192.0.2.1"), Destination::Outside));
     }
+
+    #[test]
+    fn the_narrowest_same_node_mode_counts() {
+        let modes = "sameNode: { mode: direct, namespaces: { b: mtls }, workloads: { w4: auto } }";
+        let pods = "pods:
+- { uid: w1, namespace: a, serviceAccount: x, netns: /n1 }
+- { uid: w4, namespace: b, serviceAccount: x, netns: /n4 }
+- { uid: w5, namespace: b, serviceAccount: x, netns: /n5 }
+workloads:
+- { uid: w4, namespace: b, serviceAccount: x, addresses: [10.0.0.4], node: n1 }
+- { uid: w5, namespace: b, serviceAccount: x, addresses: [10.0.0.5], node: n1 }";
+        let text = CONFIG
+            .replace("pods: [{ uid: w1, namespace: a, serviceAccount: x, netns: /n }]", modes)
+            .replace("workloads:", pods);
+        let config = crate::config::parse("t.yaml".as_ref(), &text).unwrap();
+        let (mesh, _) = Mesh::new(&config, &Mesh::nothing(0)).unwrap();
+        let mode = |uid: &str| mesh.local()[uid].same_node;
+        assert_eq!(mode("w1"), SameNodeMode::Direct);
+        assert_eq!(mode("w4"), SameNodeMode::Auto);
+        assert_eq!(mode("w5"), SameNodeMode::Mtls);
+    }
 }
