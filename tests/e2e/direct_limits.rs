@@ -28,7 +28,7 @@ const LEASE_MS: u64 = 5000;
 /// No pod's handle.
 const NOBODY: u32 = u32::MAX;
 /// Entries of the tables of connections, of those about to be sent, and of verdicts (weir-ebpf, maps.rs).
-const MAX_CONNECTIONS: u32 = 262_144;
+const MAX_CONNECTIONS: u32 = 131_072;
 /// As above.
 const MAX_PENDING: u32 = 8192;
 /// As above.

@@ -429,7 +429,7 @@ services:
     #[test]
     fn the_narrowest_same_node_mode_counts() {
         let modes = "sameNode: { mode: direct, namespaces: { b: mtls }, workloads: { w4: auto } }";
-        let pods = "pods:
+        let pods = "\npods:
 - { uid: w1, namespace: a, serviceAccount: x, netns: /n1 }
 - { uid: w4, namespace: b, serviceAccount: x, netns: /n4 }
 - { uid: w5, namespace: b, serviceAccount: x, netns: /n5 }
@@ -438,7 +438,7 @@ workloads:
 - { uid: w5, namespace: b, serviceAccount: x, addresses: [10.0.0.5], node: n1 }";
         let text = CONFIG
             .replace("pods: [{ uid: w1, namespace: a, serviceAccount: x, netns: /n }]", modes)
-            .replace("workloads:", pods);
+            .replace("\nworkloads:", pods);
         let config = crate::config::parse("t.yaml".as_ref(), &text).unwrap();
         let (mesh, _) = Mesh::new(&config, &Mesh::nothing(0)).unwrap();
         let mode = |uid: &str| mesh.local()[uid].same_node;
