@@ -65,8 +65,7 @@ pub(crate) static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(MAX
 
 /// Registered connections by their whole 4-tuple. A plain hash: an entry is never evicted for another.
 #[map]
-pub(crate) static CONNECTIONS: HashMap<FlowKey, Conn> =
-    HashMap::with_max_entries(MAX_CONNECTIONS, 0);
+pub(crate) static CONNECTIONS: HashMap<FlowKey, Conn> = HashMap::with_max_entries(MAX_CONNECTIONS, 0);
 
 /// Decisions of the agent by pod and destination.
 #[map]

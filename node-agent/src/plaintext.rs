@@ -1,4 +1,5 @@
-//! What comes in plaintext: from outside the mesh, or from a pod of this node under permissions that are out of date.
+//! What comes in plaintext: from outside the mesh, from the kubelet, or from a pod of this node under permissions that are out
+//! of date.
 
 use std::sync::Arc;
 

@@ -437,7 +437,10 @@ workloads:
 - { uid: w4, namespace: b, serviceAccount: x, addresses: [10.0.0.4], node: n1 }
 - { uid: w5, namespace: b, serviceAccount: x, addresses: [10.0.0.5], node: n1 }";
         let text = CONFIG
-            .replace("pods: [{ uid: w1, namespace: a, serviceAccount: x, netns: /n }]", modes)
+            .replace(
+                "pods: [{ uid: w1, namespace: a, serviceAccount: x, netns: /n }]",
+                modes,
+            )
             .replace("\nworkloads:", pods);
         let config = crate::config::parse("t.yaml".as_ref(), &text).unwrap();
         let (mesh, _) = Mesh::new(&config, &Mesh::nothing(0)).unwrap();
