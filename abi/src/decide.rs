@@ -43,8 +43,9 @@ pub enum Connect {
 
 /// Decides a `connect` of a pod's socket that is not the agent's.
 ///
-/// `bound_port` is the port that the socket was bound to, 0 if it was not. `verdict` is what the agent cached for this pod and destination, of kind REDIRECT if nothing; it holds only under the
-/// current generation and within the lease, and whatever else it says sends the connection to the agent.
+/// `bound_port` is the port that the socket was bound to, 0 if it was not. `verdict` is what the agent cached for this pod
+/// and destination, of kind REDIRECT if nothing; it holds only under the current generation and within the lease, and
+/// whatever else it says sends the connection to the agent.
 #[inline(always)]
 #[must_use]
 pub fn connect(

@@ -45,17 +45,11 @@ pub fn all(node: &Node) {
     // Programs that began under the earlier configuration have ended, and what they let in is there to be seen.
     wait_for_programs();
     let mesh = node.mesh.load_full();
-    let direct: HashSet<u32> = node
-        .datapath
-        .connections()
-        .values()
-        .filter(|conn| conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod)
-        .map(|conn| conn.dest_pod)
-        .collect();
+    // A registration may bear the handle that its pod had before, so it is not asked whose it is.
+    let is_direct = |conn: &Conn| conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod;
+    let has_direct = node.datapath.connections().values().any(is_direct);
     let mut unfinished = BTreeSet::new();
     for pod in node.pods() {
-        // A registration may bear the handle that the pod had before.
-        let has_direct = !direct.is_empty();
         if !one(node, &mesh, &pod, has_direct) {
             unfinished.insert(pod.workload.uid.clone());
         }

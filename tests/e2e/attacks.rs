@@ -10,7 +10,9 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::{Domain, Socket, Type};
 use weir_e2e::{
-    Mesh, identity, lines,
+    Mesh,
+    direct::both,
+    identity, lines,
     packet::send_syn,
     run, serve,
     sockets::{ESTABLISHED, LISTEN, sockets},
@@ -20,10 +22,6 @@ use weir_types::{Flow, FlowEvent, FlowPath, Reason, TrafficDirection};
 
 /// Long enough for an answer on one machine, short where none is expected.
 const ANSWER: Duration = Duration::from_secs(2);
-
-fn both(pod: &Pod) -> [IpAddr; 2] {
-    [pod.v4().into(), pod.v6().into()]
-}
 
 /// Connects from a pod's namespace, but from outside of the node's cgroup: no hook sees it.
 fn unseen(pod: &Pod, from: SocketAddr, to: SocketAddr) -> io::Result<()> {

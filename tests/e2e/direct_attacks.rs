@@ -12,7 +12,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use weir_e2e::{
     Mesh,
-    direct::{self, client, from, from_to, policy},
+    direct::{self, at, client, from, from_to, policy},
     run, serve,
     sockets::sockets,
 };
@@ -20,10 +20,6 @@ use weir_lab::{PATIENCE, Pod, PodSpec, Process, Spawn as _};
 
 /// How often a policy is put in force and taken back.
 const FLIPS: usize = 10;
-
-fn at(host: impl Into<IpAddr>, port: u16) -> String {
-    SocketAddr::new(host.into(), port).to_string()
-}
 
 /// Answers with the pod's name.
 fn named(pod: &Pod, port: &str) -> Process {

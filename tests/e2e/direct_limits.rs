@@ -15,7 +15,7 @@ use weir_abi::{
 };
 use weir_e2e::{
     Mesh,
-    direct::{self, client, from, from_to, policy},
+    direct::{self, at, client, from, from_to, policy},
     identity, lines,
     peers::python,
     run, serve,
@@ -35,10 +35,6 @@ const MAX_PENDING: u32 = 8192;
 const MAX_VERDICTS: u32 = 131_072;
 /// Destinations whose verdict the kernel caches for one pod.
 const VERDICTS_OF_POD: u16 = 4096;
-
-fn at(host: impl Into<IpAddr>, port: u16) -> String {
-    SocketAddr::new(host.into(), port).to_string()
-}
 
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();

@@ -6,25 +6,19 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::{HashMap, Map, MapData};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
+use weir_abi::{LAYOUT_VERSION, Verdict, VerdictKey, VerdictKind};
 use weir_e2e::{
     Mesh,
-    direct::{self, client, from, policy},
+    direct::{self, at, both, client, from, policy},
     identity, lines,
     packet::send_syn,
     run, serve,
 };
 use weir_lab::{PATIENCE, Pod, PodSpec, Process, Spawn as _, config::SameNodeMode};
 use weir_types::{Flow, FlowEvent, FlowPath, Reason, TrafficDirection};
-
-fn at(host: impl Into<IpAddr>, port: u16) -> String {
-    SocketAddr::new(host.into(), port).to_string()
-}
-
-fn both(pod: &Pod) -> [IpAddr; 2] {
-    [pod.v4().into(), pod.v6().into()]
-}
 
 fn ends(client: Process) -> Value {
     client.wait(PATIENCE).unwrap().success().unwrap().json().unwrap()
@@ -345,4 +339,36 @@ fn a_neighbour_who_forges_arp_replies_is_not_taken_for_a_permitted_pod_where_pla
         line["answer"], "",
         "it spoke to the application as another: {line}"
     );
+}
+
+#[test]
+fn a_verdict_whose_memory_has_become_anothers_is_not_followed() {
+    let (mesh, _thief) = stage("reused");
+    let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
+    let to = at(mesh.b.v4(), 7000);
+    mesh.learn(&mesh.a, &to);
+    let path = |own: u16| {
+        let own = at(mesh.a.v4(), own);
+        assert_eq!(connect(&mesh.a, &own, &to)["text"], "x");
+        let wanted = |flow: &Flow| flow.source.address == own.parse().unwrap();
+        mesh.flow_where(&mesh.a, TrafficDirection::Egress, FlowEvent::Close, 7000, wanted)
+            .path
+    };
+    assert_eq!(path(5100), FlowPath::Direct);
+    // What a program reads that found the verdict a moment before it was removed, and another took its place.
+    let agent = mesh.agent(&mesh.a);
+    let pin = agent.config().pin_dir.join(format!("v{LAYOUT_VERSION}/VERDICTS"));
+    let map = Map::HashMap(MapData::from_pin(pin).unwrap());
+    let mut verdicts: HashMap<_, VerdictKey, Verdict> = HashMap::try_from(map).unwrap();
+    let (key, verdict) = verdicts
+        .iter()
+        .filter_map(Result::ok)
+        .find(|(_, verdict)| verdict.kind == VerdictKind::DIRECT)
+        .unwrap();
+    let mut other = verdict;
+    other.key.dst.port += 1;
+    verdicts.insert(key, other, 0).unwrap();
+    assert_eq!(path(5101), FlowPath::Tunnel, "sent to the agent");
+    verdicts.insert(key, verdict, 0).unwrap();
+    assert_eq!(path(5102), FlowPath::Direct, "it was for the key alone");
 }

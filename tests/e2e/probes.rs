@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 use weir_e2e::{
     Mesh,
-    direct::{client, from, policy},
+    direct::{both, client, from, policy},
     identity, serve,
 };
 use weir_lab::{PATIENCE, Place, Pod, PodSpec, Process, Spawn};
@@ -72,10 +72,6 @@ impl Stage {
         self.mesh
             .flow_where(&self.mesh.b, Ingress, FlowEvent::Refused, port, refused)
     }
-}
-
-fn both(pod: &Pod) -> [IpAddr; 2] {
-    [pod.v4().into(), pod.v6().into()]
 }
 
 fn connect(place: &impl Spawn, host: IpAddr, port: u16) -> Value {
@@ -234,6 +230,30 @@ fn a_masquerade_that_races_for_the_ports_of_probes_wins_none() {
     let (kubelet, other) = (ends(kubelet), ends(other));
     assert!(kubelet["b"].as_u64() > Some(100), "{kubelet}");
     assert_eq!(other.get("b"), None, "{other}, the kubelet: {kubelet}");
+}
+
+#[test]
+fn a_kubelet_whose_cgroup_is_made_anew_is_known_again() {
+    let stage = Stage::new("anew");
+    let b = IpAddr::from(stage.mesh.b.v4());
+    assert!(reaches(&stage.kubelet, b, OF_B, "b"));
+    // As a service manager does that restarts it.
+    fs::remove_dir(stage.kubelet.cgroup()).unwrap();
+    let agent = &stage.mesh.agents[0];
+    weir_lab::poll("the agent to say that it is gone", PATIENCE, || {
+        let errors = agent.status()?.errors;
+        Ok(errors
+            .iter()
+            .any(|error| error.contains("kubelet's cgroup"))
+            .then_some(()))
+    })
+    .unwrap();
+    fs::create_dir(stage.kubelet.cgroup()).unwrap();
+    weir_lab::poll("probes to pass again", PATIENCE, || {
+        Ok(reaches(&stage.kubelet, b, OF_B, "b").then_some(()))
+    })
+    .unwrap();
+    assert_eq!(agent.status().unwrap().errors, [""; 0]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Pods of one node that reach each other directly, and the policies that decide which of them may.
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde_json::{Value, json};
 use weir_lab::{
     Pod, PodSpec, Process, Spawn,
@@ -23,6 +25,18 @@ pub fn mesh_with(name: &str, change: impl Fn(&mut AgentConfig)) -> Mesh {
         config.same_node(SameNodeMode::Direct);
         change(config);
     })
+}
+
+/// An address and a port, as programs take them.
+#[must_use]
+pub fn at(host: impl Into<IpAddr>, port: u16) -> String {
+    SocketAddr::new(host.into(), port).to_string()
+}
+
+/// Both addresses of a pod.
+#[must_use]
+pub fn both(pod: &Pod) -> [IpAddr; 2] {
+    [pod.v4().into(), pod.v6().into()]
 }
 
 /// A policy for the pods with this label `app`: rules in the form of Istio's AuthorizationPolicy.
