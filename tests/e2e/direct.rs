@@ -245,6 +245,7 @@ fn auto_is_direct_between_pods_whose_routes_all_go_by_a_gateway() {
         }
     }
     // It is looked at when a pod is enrolled.
+    mesh.agents[0].stop().unwrap();
     mesh.agents[0].restart().unwrap();
     let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
     let to = format!("{}:7000", mesh.b.v4());
