@@ -1,0 +1,3 @@
+//! The control plane: watches Kubernetes, serves workloads and policies to agents, signs certificates.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! A Kubernetes API server in memory, for tests.
+
+#![forbid(unsafe_code)]
