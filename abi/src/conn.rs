@@ -91,6 +91,22 @@ pub struct Pending {
     pub src: [u32; 4],
 }
 
+/// A plain direct connection between its `connect` and its SYN, which the same call sends: value of the `CONNECTING` map, one
+/// for each processor.
+///
+/// Only good where both cookies are the socket's: the next `connect` on this processor writes over it, at any moment.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+#[cfg_attr(any(test, feature = "user"), derive(Debug))]
+pub struct Connecting {
+    /// The socket's cookie, written before the rest.
+    pub before: u64,
+    /// What is to be registered.
+    pub pending: Pending,
+    /// The socket's cookie, written after the rest.
+    pub after: u64,
+}
+
 /// A pod on this node: value of the `PODS` map, keyed by network namespace cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -274,6 +290,7 @@ impl ListenerSlot {
 const _: () = assert!(size_of::<Conn>() == 120);
 const _: () = assert!(size_of::<SockState>() == 168);
 const _: () = assert!(size_of::<Pending>() == 136);
+const _: () = assert!(size_of::<Connecting>() == 152);
 const _: () = assert!(size_of::<Pod>() == 24);
 const _: () = assert!(size_of::<VerdictKey>() == 24);
 const _: () = assert!(size_of::<Verdict>() == 48);

@@ -18,7 +18,7 @@ use weir_abi::{
 
 use crate::{
     IPPROTO_TCP, field,
-    maps::{PENDING, PODS, SOCKETS, backend, config, now_ns, report, unregister, verdict},
+    maps::{CONNECTING, PENDING, PODS, SOCKETS, backend, config, now_ns, report, unregister, verdict},
 };
 
 /// Let the call go on.
@@ -107,23 +107,42 @@ fn connect(ctx: &SockAddrContext, dst: Endpoint, v6: bool) -> i32 {
         // Decided above; a set of a set there is not.
         Connect::Service { .. } => return refuse(&pod, &dst, Reason::Internal),
     };
-    let mut pending = Pending {
-        src: decide::own_address(&pod, dst.is_v4()),
-        ..Pending::default()
-    };
-    let conn = &mut pending.conn;
-    conn.netns = netns;
-    conn.kind = kind;
-    conn.pod = pod.handle;
-    conn.dest_pod = dest_pod;
-    conn.generation = config.generation;
-    conn.orig = dst;
-    conn.pick = pick;
-    // Precisely when the SYN leaves; this is for what never sends one.
-    conn.started_ns = now;
-    note_process(conn);
     // SAFETY: the helper takes the context.
-    conn.cookie = unsafe { bpf_get_socket_cookie(sa.cast()) };
+    let cookie = unsafe { bpf_get_socket_cookie(sa.cast()) };
+    let src = decide::own_address(&pod, dst.is_v4());
+    let describe = |to: &mut Pending| {
+        to.src = src;
+        to.conn = Conn {
+            netns,
+            cookie,
+            kind,
+            pod: pod.handle,
+            dest_pod,
+            generation: config.generation,
+            orig: dst,
+            pick,
+            // Precisely when the SYN leaves; this is for what never sends one.
+            started_ns: now,
+            ..Conn::default()
+        };
+        note_process(&mut to.conn);
+    };
+    // What the destination's verdict says can be found out once more if this processor's note is lost.
+    let is_plain = kind == ConnKind::DIRECT && to.is_none() && dest_pod != pod.handle;
+    if is_plain
+        && state.is_null()
+        && let Some(at) = CONNECTING.get_ptr_mut(0)
+    {
+        // SAFETY: a valid pointer into the map. Volatile, since another task may write there in between.
+        unsafe {
+            (&raw mut (*at).before).write_volatile(cookie);
+            describe(&mut (*at).pending);
+            (&raw mut (*at).after).write_volatile(cookie);
+        }
+        return PASS;
+    }
+    let mut pending = Pending::default();
+    describe(&mut pending);
     if !keep(ctx, &pending, state.is_null()) {
         return refuse(&pod, &dst, Reason::Internal);
     }

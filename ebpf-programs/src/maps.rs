@@ -7,11 +7,12 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::{bpf_ktime_get_ns, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash},
 };
 use weir_abi::{
-    Backend, BackendKey, Budget, Config, Conn, ConnKind, Endpoint, Event, FlowKey, MAX_PODS, Pending, Pod,
-    PodState, ProbePort, Reason, SockState, Verdict, VerdictKey, VerdictKind, address::same_address, slot,
+    Backend, BackendKey, Budget, Config, Conn, ConnKind, Connecting, Endpoint, Event, FlowKey, MAX_PODS,
+    Pending, Pod, PodState, ProbePort, Reason, SockState, Verdict, VerdictKey, VerdictKind,
+    address::same_address, slot,
 };
 
 use crate::field;
@@ -59,7 +60,12 @@ pub(crate) static POD_STATES: Array<PodState> = Array::with_max_entries(MAX_PODS
 #[map]
 pub(crate) static BUDGETS: Array<Budget> = Array::with_max_entries(MAX_PODS, 0);
 
-/// Direct connections between `connect` and SYN, by socket cookie.
+/// The plain direct connection that this processor is about to send the SYN of. Its loss is no harm: who finds another's
+/// here decides again.
+#[map]
+pub(crate) static CONNECTING: PerCpuArray<Connecting> = PerCpuArray::with_max_entries(1, 0);
+
+/// Direct connections between `connect` and SYN, by socket cookie: those whose SYN cannot tell what was decided.
 #[map]
 pub(crate) static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(MAX_PENDING, 0);
 

@@ -2,20 +2,21 @@
 
 use aya_ebpf::{
     bindings::bpf_sock_ops,
-    helpers::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use weir_abi::{
-    Conn, ConnKind, Endpoint, Event, EventKind, FlowKey, Pending, Reason, SockState,
+    Conn, ConnKind, Endpoint, Event, EventKind, FlowKey, Pending, Reason, SockState, VerdictKey,
     address::{is_loopback, same_address},
+    decide::{self, Connect},
 };
 
 use crate::{
     AF_INET, field,
     maps::{
-        CONNECTIONS, PENDING, config, first_denial, give_back, now_ns, register, report, socket_state,
-        unregister,
+        CONNECTING, CONNECTIONS, PENDING, PODS, config, first_denial, give_back, now_ns, register, report,
+        socket_state, unregister, verdict,
     },
 };
 
@@ -78,15 +79,19 @@ fn weir_sock_ops(ctx: SockOpsContext) -> u32 {
 fn without_state(ops: *mut bpf_sock_ops, op: u32) {
     // SAFETY: the helper takes the context.
     let cookie = unsafe { bpf_get_socket_cookie(ops.cast()) };
+    let key = key_of(ops);
     if op == TCP_CONNECT_CB {
-        if let Some(pending) = PENDING.get_ptr_mut(cookie) {
+        if let Some(mut pending) = noted(cookie, &key) {
+            direct(ops, &key, &mut pending);
+        } else if let Some(pending) = PENDING.get_ptr_mut(cookie) {
             // SAFETY: a valid pointer into the map; nobody else knows this cookie's entry.
-            direct(ops, unsafe { &mut *pending });
+            direct(ops, &key, unsafe { &mut *pending });
             let _ = PENDING.remove(cookie);
+        } else if let Some(mut pending) = decided_again(ops, cookie, &key) {
+            direct(ops, &key, &mut pending);
         }
         return;
     }
-    let key = key_of(ops);
     let Some(conn) = CONNECTIONS.get_ptr_mut(key) else {
         return;
     };
@@ -102,6 +107,64 @@ fn without_state(ops: *mut bpf_sock_ops, op: u32) {
         closed(ops, conn, &key);
         let _ = CONNECTIONS.remove(key);
     }
+}
+
+/// What `connect` noted on this processor a moment ago, if it is about this socket and destination.
+#[inline(always)]
+fn noted(cookie: u64, key: &FlowKey) -> Option<Pending> {
+    let at = CONNECTING.get_ptr_mut(0)?;
+    if field!((*at).after) != cookie {
+        return None;
+    }
+    // SAFETY: a valid pointer into the map.
+    let pending = unsafe { (&raw const (*at).pending).read() };
+    // Whoever wrote there meanwhile, or while `connect` did, put another cookie first.
+    let before = field!((*at).before);
+    if before != cookie || !is_to(&pending.conn.orig, &key.dst) {
+        return None;
+    }
+    Some(pending)
+}
+
+#[inline(always)]
+fn is_to(orig: &Endpoint, dst: &Endpoint) -> bool {
+    orig.port == dst.port && same_address(&orig.addr, &dst.addr)
+}
+
+/// The same from the destination's verdict, for who was interrupted between `connect` and here, or sends the SYN later. Which
+/// process it is cannot be told any more.
+#[inline(always)]
+fn decided_again(ops: *mut bpf_sock_ops, cookie: u64, key: &FlowKey) -> Option<Pending> {
+    // SAFETY: the helper takes the context (kernel 5.12).
+    let netns = unsafe { bpf_get_netns_cookie(ops.cast()) };
+    // SAFETY: pods are removed only with their namespace; the value is copied at once.
+    let pod = unsafe { PODS.get(netns) }.copied()?;
+    let verdict = verdict(&VerdictKey {
+        pod: pod.handle,
+        dst: key.dst,
+    });
+    let config = config();
+    let decision = decide::connect(&pod, &key.dst, key.src.port, &verdict, &config, now_ns());
+    let Connect::Direct { dest_pod, to: None } = decision else {
+        return None;
+    };
+    if dest_pod == pod.handle {
+        // A connection to the pod itself was noted elsewhere, and a redirected one looks the same here.
+        return None;
+    }
+    let mut pending = Pending {
+        src: decide::own_address(&pod, key.dst.is_v4()),
+        ..Pending::default()
+    };
+    let conn = &mut pending.conn;
+    conn.netns = netns;
+    conn.kind = ConnKind::DIRECT;
+    conn.pod = pod.handle;
+    conn.dest_pod = dest_pod;
+    conn.generation = config.generation;
+    conn.orig = key.dst;
+    conn.cookie = cookie;
+    Some(pending)
 }
 
 #[inline(always)]
@@ -160,18 +223,17 @@ fn connecting(ops: *mut bpf_sock_ops, state: &mut SockState) {
 
 /// The same for a direct connection whose socket has no storage.
 #[inline(always)]
-fn direct(ops: *mut bpf_sock_ops, pending: &mut Pending) {
-    let key = key_of(ops);
+fn direct(ops: *mut bpf_sock_ops, key: &FlowKey, pending: &mut Pending) {
     pending.conn.started_ns = now_ns();
     pending.conn.tag = key.tag();
-    if is_foreign(&pending.conn, &pending.src, &key) {
-        not_registered(&mut pending.conn, &key, Reason::ForeignSource);
+    if is_foreign(&pending.conn, &pending.src, key) {
+        not_registered(&mut pending.conn, key, Reason::ForeignSource);
     } else if is_late(&pending.conn) {
-        not_registered(&mut pending.conn, &key, Reason::LeaseEnded);
+        not_registered(&mut pending.conn, key, Reason::LeaseEnded);
     } else {
-        match register(&key, &pending.conn) {
+        match register(key, &pending.conn) {
             Ok(()) => watch(ops),
-            Err(reason) => not_registered(&mut pending.conn, &key, reason),
+            Err(reason) => not_registered(&mut pending.conn, key, reason),
         }
     }
 }

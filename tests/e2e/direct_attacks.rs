@@ -17,6 +17,7 @@ use weir_e2e::{
     sockets::sockets,
 };
 use weir_lab::{PATIENCE, Pod, PodSpec, Process, Spawn as _};
+use weir_types::{FlowEvent, FlowPath, TrafficDirection};
 
 /// How often a policy is put in force and taken back.
 const FLIPS: usize = 10;
@@ -172,19 +173,9 @@ fn no_connection_that_begins_under_a_deny_succeeds_while_policies_come_and_go() 
 fn no_connection_that_begins_under_a_deny_of_its_port_succeeds_and_those_to_other_ports_do() {
     let mut mesh = direct::mesh("flipport");
     let other_port = at(mesh.b.v4(), 7001);
-    let free = [
-        "many",
-        &other_port,
-        "--threads",
-        "2",
-        "--pause-ms",
-        "2",
-        "--seconds",
-        "60",
-        "--log-all",
-    ];
+    let free = format!("many {other_port} --threads 2 --pause-ms 2 --seconds 60 --log-all");
     // Starts before its server does.
-    let free = mesh.a.testapp(free).unwrap();
+    let free = mesh.a.testapp(free.split(' ')).unwrap();
     flip(&mut mesh, &policy("DENY", "b", &from_to("a", 7000)), true);
     let all = attempts(&free);
     let first = all.iter().position(|attempt| attempt.name.is_some()).unwrap();
@@ -224,6 +215,40 @@ fn a_connect_that_holds_its_first_packet_back_is_judged_when_that_leaves() {
     assert_ne!(line["end"], "x", "{line}");
     mesh.set_policies(&[]);
     mesh.learn(&mesh.a, &to);
+}
+
+#[test]
+fn a_connect_that_holds_its_first_packet_back_while_others_connect_stays_permitted() {
+    let mesh = direct::mesh("deferred");
+    let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
+    let to = at(mesh.b.v4(), 7000);
+    mesh.a.sysctl(&[("net/ipv4/tcp_fastopen", "5")]).unwrap();
+    mesh.learn(&mesh.a, &to);
+    let mut held = client(&mesh.a, &["late", "--to", &to, "--deferred"]);
+    held.wait_json("connected").unwrap();
+    // On every processor: what the kernel noted on one of them is written over.
+    for processor in 0..std::thread::available_parallelism().unwrap().get() {
+        let mut other = std::process::Command::new("taskset");
+        let arguments = ["connect", &to, "--send", "x", "--read", "1"];
+        other.args(["-c", &processor.to_string()]);
+        other
+            .arg(weir_lab::program("weir-testapp").unwrap())
+            .args(arguments);
+        let line = mesh.a.run(other).unwrap().success().unwrap().json().unwrap();
+        assert_eq!(line["text"], "x", "{line}");
+    }
+    held.signal(Signal::USR1).unwrap();
+    let line = held.wait(PATIENCE).unwrap().success().unwrap().json().unwrap();
+    assert_eq!(line["end"], "x", "{line}");
+    // Which process it was is what the kernel cannot tell any more.
+    let flow = mesh.flow_where(
+        &mesh.a,
+        TrafficDirection::Egress,
+        FlowEvent::Close,
+        7000,
+        |flow| flow.process.is_none(),
+    );
+    assert_eq!(flow.path, FlowPath::Direct);
 }
 
 #[test]

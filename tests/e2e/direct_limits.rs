@@ -20,7 +20,9 @@ use weir_e2e::{
     peers::python,
     run, serve,
 };
-use weir_lab::{Agent, PATIENCE, Pod, PodSpec, Process, Spawn as _, replace_file};
+use weir_lab::{
+    Agent, PATIENCE, Pod, PodSpec, Process, Spawn as _, config::ServiceConfig, poll, replace_file,
+};
 use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection};
 
 /// How long decisions hold without a sign of the agent, milliseconds; it gives one five times in that.
@@ -289,17 +291,8 @@ fn a_pod_with_its_share_of_connections_reaches_nobody_directly_and_others_go_on(
         mesh.learn(pod, &to);
     }
     let before = lines(&server, "accept", 0).len() + 1;
-    let held = [
-        "connect",
-        &to,
-        "--send",
-        "x",
-        "--read",
-        "2",
-        "--timeout-ms",
-        "60000",
-    ];
-    let held = mesh.a.testapp(held).unwrap();
+    let held = format!("connect {to} --send x --read 2 --timeout-ms 60000");
+    let held = mesh.a.testapp(held.split(" ")).unwrap();
     let agent = mesh.agent(&mesh.a);
     let (mut shares, handle) = share(agent, &mesh.a);
     let used = |shares: &Array<MapData, Budget>| shares.get(&handle, 0).unwrap().used;
@@ -395,16 +388,34 @@ fn a_full_table_of_connections_refuses_and_lets_nothing_in_unregistered() {
 }
 
 #[test]
-fn direct_connections_need_no_room_among_those_about_to_be_sent() {
-    let mesh = direct::mesh("fullpending");
+fn a_service_is_reached_directly_without_room_among_those_about_to_be_sent() {
+    let mesh = direct::mesh_with("fullpending", |config| {
+        let (vip, endpoints) = ("10.96.0.10".parse().unwrap(), ["shop-b".to_owned()]);
+        let service = ServiceConfig::new("shop", "api", [vip], (80, 7000), endpoints);
+        config.services.push(service);
+    });
     let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
-    let to = at(mesh.b.v4(), 7000);
+    let direct = |least: usize| {
+        poll("direct connections", PATIENCE, || {
+            assert_eq!(connect(&mesh.a, "10.96.0.10:80")["text"], "x");
+            let flows = mesh.agent(&mesh.a).flows(Default::default())?;
+            let direct = flows.iter().filter(|flow| {
+                flow.direction == TrafficDirection::Egress
+                    && flow.path == FlowPath::Direct
+                    && flow.event == FlowEvent::Close
+            });
+            let count = direct.count();
+            Ok((count >= least).then_some(count))
+        })
+        .unwrap()
+    };
+    let before = direct(1);
     let mut pending = table::<u64, Pending>(mesh.agent(&mesh.a), "PENDING");
     let cookie = |number: u32| (u64::MAX - u64::from(number), Pending::default());
     let filled = fill(&mut pending, MAX_PENDING, cookie);
-    mesh.learn(&mesh.a, &to);
+    let full = direct(before + 2);
     empty(&mut pending, &filled);
-    mesh.learn(&mesh.a, &to);
+    direct(full + 2);
 }
 
 #[test]

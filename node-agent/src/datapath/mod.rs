@@ -44,6 +44,7 @@ const MAPS: &[&str] = &[
     "PODS",
     "POD_STATES",
     "BUDGETS",
+    "CONNECTING",
     "PENDING",
     "CONNECTIONS",
     "VERDICTS",
@@ -168,6 +169,13 @@ impl Datapath {
             source,
         })?;
         let links = links::Links::new(&pins, inode)?;
+        // Before what notes something for it: in between, an older one would not know of the note.
+        let name = "weir_sock_ops";
+        let program: &mut SockOps = program(&mut ebpf, name)?;
+        program
+            .load()
+            .map_err(|source| DatapathError::Program { name, source })?;
+        links.attach_sock_ops(name, program, target.as_fd())?;
         for name in ["weir_connect4", "weir_connect6", "weir_getpeer4", "weir_getpeer6"] {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
             program
@@ -175,12 +183,6 @@ impl Datapath {
                 .map_err(|source| DatapathError::Program { name, source })?;
             links.attach_sock_addr(name, program, target.as_fd())?;
         }
-        let name = "weir_sock_ops";
-        let program: &mut SockOps = program(&mut ebpf, name)?;
-        program
-            .load()
-            .map_err(|source| DatapathError::Program { name, source })?;
-        links.attach_sock_ops(name, program, target.as_fd())?;
         links.leave_other_cgroups()?;
         // Once ours are attached: what an agent of another version left would decide beside them.
         for other in other_versions(pin_dir) {
