@@ -171,11 +171,11 @@ impl Datapath {
         let links = links::Links::new(&pins, inode)?;
         // Before what notes something for it: in between, an older one would not know of the note.
         let name = "weir_sock_ops";
-        let program: &mut SockOps = program(&mut ebpf, name)?;
-        program
+        let sock_ops: &mut SockOps = program(&mut ebpf, name)?;
+        sock_ops
             .load()
             .map_err(|source| DatapathError::Program { name, source })?;
-        links.attach_sock_ops(name, program, target.as_fd())?;
+        links.attach_sock_ops(name, sock_ops, target.as_fd())?;
         for name in ["weir_connect4", "weir_connect6", "weir_getpeer4", "weir_getpeer6"] {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
             program
