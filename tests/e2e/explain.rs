@@ -3,7 +3,11 @@
 use std::process::Command;
 
 use serde_json::{Value, json};
-use weir_e2e::{Mesh, run, serve};
+use weir_e2e::{
+    Mesh,
+    direct::{self, at, from, policy},
+    run, serve,
+};
 use weir_lab::{
     Agent, Pod, PodSpec,
     config::{AgentConfig, SameNodeMode, ServiceConfig},
@@ -167,4 +171,26 @@ fn explain_says_what_live_connections_then_do_under_generated_policies() {
         }
     }
     assert!(seen.iter().all(|count| *count > 50), "both happen: {seen:?}");
+}
+
+#[test]
+fn explain_names_the_agent_only_as_long_as_it_would_be_asked() {
+    let mut mesh = direct::mesh("asked");
+    let (_server, _) = serve(&mesh.b, ["echo-server", "--port", "7000"]);
+    let to = at(mesh.b.v4(), 7000);
+    let components = |mesh: &Mesh| {
+        let explanation = explain(mesh.agent(&mesh.a), "shop/a", &mesh.b.v4().to_string(), "7000");
+        let steps = explanation["steps"].as_array().unwrap().iter();
+        let components = steps.map(|step| step["component"].as_str().unwrap().to_owned());
+        components.collect::<Vec<_>>()
+    };
+    let (kernel, agent) = ("kernel of node1".to_owned(), "agent of node1".to_owned());
+    assert_eq!(components(&mesh), [&kernel, &agent, &kernel].map(Clone::clone));
+    mesh.learn(&mesh.a, &to);
+    assert_eq!(components(&mesh), [&kernel, &kernel].map(Clone::clone));
+    mesh.set_policies(&[policy("DENY", "b", &from("a"))]);
+    assert_eq!(components(&mesh), [&kernel, &agent].map(Clone::clone));
+    let refused = run(&mesh.a, ["connect", &to]).json().unwrap();
+    assert_eq!(refused["connect"], "ECONNREFUSED");
+    assert_eq!(components(&mesh), [kernel]);
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    fmt,
     net::IpAddr,
 };
 
@@ -231,7 +232,33 @@ impl VerdictTable {
     }
 }
 
+impl fmt::Display for Remember {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pass => f.write_str("PASS: leave it alone"),
+            Self::Direct(_) => f.write_str("DIRECT: leave it alone and register it"),
+            Self::Deny(reason) => write!(f, "DENY: ECONNREFUSED ({reason})"),
+            Self::Service(backends) => {
+                let here = backends.iter().filter(|backend| backend.dest_pod != 0).count();
+                write!(
+                    f,
+                    "SERVICE: pick one of {} endpoints, {here} of them direct",
+                    backends.len()
+                )
+            }
+        }
+    }
+}
+
 impl Remember {
+    /// Whether the agent does not see the connection.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Pass | Self::Direct(_) | Self::Deny(_) => true,
+            Self::Service(backends) => backends.iter().all(|backend| backend.dest_pod != 0),
+        }
+    }
+
     /// The same, with backends in an order of their own: two sets of the same backends are one.
     fn in_order(&self) -> Self {
         match self {
@@ -273,25 +300,18 @@ impl Datapath {
             .map_err(failed("VERDICTS"))
     }
 
-    /// What the kernel remembers for a pod and a destination, for a person.
+    /// What the kernel follows for a pod and a destination without asking the agent; nothing if that was decided under another
+    /// generation than the kernel's.
     #[must_use]
-    pub fn remembered(&self, pod: PodHandle, destination: Endpoint) -> Option<String> {
+    pub fn remembered(&self, pod: PodHandle, destination: Endpoint) -> Option<Remember> {
         let tables = self.tables();
         let key = VerdictKey {
             pod: pod.0,
             dst: destination,
         };
-        let verdict = tables.verdicts.verdicts.get(&key, 0).ok()?;
-        Some(match verdict.kind {
-            VerdictKind::PASS => "PASS: leave it alone".to_owned(),
-            VerdictKind::DIRECT => "DIRECT: leave it alone and register it".to_owned(),
-            VerdictKind::DENY => {
-                let reason = Reason::from_u32(verdict.reason).unwrap_or(Reason::DeniedByVerdict);
-                format!("DENY: ECONNREFUSED ({reason})")
-            }
-            VerdictKind::SERVICE => format!("SERVICE: pick one of {} endpoints", verdict.count),
-            _ => "REDIRECT: send it to the agent".to_owned(),
-        })
+        let known = tables.verdicts.known.get(&key)?;
+        let config = tables.config.get(&0, 0).ok()?;
+        (known.generation == config.generation).then(|| known.remember.clone())
     }
 
     /// Forgets what was decided about these destinations.

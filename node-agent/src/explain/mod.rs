@@ -102,10 +102,10 @@ pub fn explain(node: &Node, request: &ExplainRequest) -> Result<Explanation, Exp
         verdict: FlowVerdict::of(answer.reason),
         reason: answer.reason,
         candidates,
-        remembered,
+        remembered: remembered.as_ref().map(ToString::to_string),
         steps: Vec::new(),
     };
-    explanation.steps = steps::steps(&explanation);
+    explanation.steps = steps::steps(&explanation, remembered.as_ref());
     Ok(explanation)
 }
 

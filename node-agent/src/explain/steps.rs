@@ -5,19 +5,27 @@ use weir_types::{
     explain::{ExplainedCandidate, ExplainedPath, ExplainedStep, Explanation},
 };
 
+use crate::datapath::Remember;
+
 /// The components that a connection meets, in order, up to the one that refuses it.
-pub(super) fn steps(explanation: &Explanation) -> Vec<ExplainedStep> {
+///
+/// What the kernel remembers it does without the agent; a decision that was remembered a moment before a change is followed,
+/// and shown, until the agent has taken that change in.
+pub(super) fn steps(explanation: &Explanation, remembered: Option<&Remember>) -> Vec<ExplainedStep> {
     let mut steps = Vec::new();
     let mut step = |component: String, does: String| steps.push(ExplainedStep { component, does });
     let source = node(explanation.source.node.as_deref());
     let in_mesh = explanation.source.identity.is_some();
     let to = explanation.destination;
     if in_mesh {
-        let does = match &explanation.remembered {
+        let does = match remembered {
             Some(remembered) => format!("connect to {to}: {remembered}"),
             None => format!("connect to {to}: nothing remembered, send it to the agent"),
         };
         step(format!("kernel of {source}"), does);
+        if matches!(remembered, Some(Remember::Deny(_))) {
+            return steps;
+        }
     }
     let Some(first) = explanation.candidates.first() else {
         let who = if in_mesh {
@@ -28,7 +36,7 @@ pub(super) fn steps(explanation: &Explanation) -> Vec<ExplainedStep> {
         step(who, format!("refuse: {}", explanation.reason.explanation()));
         return steps;
     };
-    if in_mesh {
+    if in_mesh && !remembered.is_some_and(Remember::is_final) {
         step(format!("agent of {source}"), agent(explanation, first));
     }
     let here = node(first.end.node.as_deref());
