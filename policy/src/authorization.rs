@@ -40,6 +40,8 @@ pub enum Scope {
     Namespace,
     /// Those with these labels: of the policy's namespace, or of all if that is the root namespace.
     Workload(Selector),
+    /// Those that name it among theirs: what `WORKLOAD_SELECTOR` means on the wire.
+    Listed,
 }
 
 /// Chooses workloads by their labels.

@@ -61,6 +61,34 @@ impl Cidr {
         })
     }
 
+    /// Every IPv4 address.
+    pub const EVERY_V4: Self = Self {
+        network: Address(0xffff << 32),
+        length: MAPPED_BITS,
+    };
+
+    /// Every IPv6 address.
+    pub const EVERY_V6: Self = Self {
+        network: Address(0),
+        length: 0,
+    };
+
+    /// The first address.
+    #[must_use]
+    pub fn network(&self) -> IpAddr {
+        IpAddr::V6(self.network.0.into()).to_canonical()
+    }
+
+    /// How many bits the addresses of the block have in common: 0 to 32, or 128 for IPv6.
+    #[must_use]
+    pub fn prefix_length(&self) -> u8 {
+        if self.network.is_v4() {
+            self.length - MAPPED_BITS
+        } else {
+            self.length
+        }
+    }
+
     /// Whether an address is in the block.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

@@ -15,7 +15,9 @@ pub mod istio;
 mod layer;
 pub mod peer;
 pub mod policies;
+mod received;
 mod selection;
+mod wire;
 
 pub use authorization::{
     Action, Authorization, Clause, Match, Rule, Scope, Selector, ServiceAccountMatch, StringMatch,
@@ -26,3 +28,4 @@ pub use error::{Caution, PolicyError, Problem, Warning};
 pub use istio::{AuthorizationPolicy, PeerAuthentication};
 pub use peer::{EffectiveMtls, MtlsMode};
 pub use policies::{Policies, PolicySummary, WorkloadPolicies};
+pub use wire::CONVERTED;

@@ -147,6 +147,20 @@ impl EffectiveMtls {
         }
     }
 
+    pub(crate) fn of_parts(
+        mode: MtlsMode,
+        source: Option<Arc<str>>,
+        ports: BTreeMap<u16, MtlsMode>,
+        ports_source: Option<Arc<str>>,
+    ) -> Self {
+        Self {
+            mode,
+            source,
+            ports,
+            ports_source,
+        }
+    }
+
     pub(crate) fn resolve(chosen: Chosen<'_>) -> Self {
         let scopes = [chosen.workload, chosen.namespace, chosen.mesh];
         let mut modes = scopes
@@ -197,6 +211,58 @@ impl EffectiveMtls {
         }
         policies
     }
+}
+
+/// A rule of a DENY policy that refuses plaintext and does nothing else.
+pub(crate) enum PlaintextRule<'a> {
+    /// At these ports.
+    At(&'a [u16]),
+    /// At all but these.
+    Except(&'a [u16]),
+}
+
+impl<'a> PlaintextRule<'a> {
+    /// What a rule is, if it is one.
+    pub(crate) fn of(rule: &'a Rule) -> Option<Self> {
+        let plaintext = Match {
+            not_principals: vec![StringMatch::Presence],
+            ..Match::default()
+        };
+        let mut matches = rule.clauses.iter().map(|clause| match &clause.matches[..] {
+            [one] => Some(one),
+            _ => None,
+        });
+        if matches.next()?? != &plaintext {
+            return None;
+        }
+        let Some(ports) = matches.next() else {
+            return Some(Self::Except(&[]));
+        };
+        let ports = ports?;
+        let of_ports = Match {
+            destination_ports: ports.destination_ports.clone(),
+            not_destination_ports: ports.not_destination_ports.clone(),
+            ..Match::default()
+        };
+        match (
+            &ports.destination_ports[..],
+            &ports.not_destination_ports[..],
+            matches.next(),
+        ) {
+            _ if *ports != of_ports => None,
+            (at, [], None) if !at.is_empty() => Some(Self::At(at)),
+            ([], except, None) if !except.is_empty() => Some(Self::Except(except)),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a policy refuses plaintext and does nothing else.
+pub(crate) fn denies_plaintext(policy: &Authorization) -> bool {
+    policy.action == Action::Deny
+        && !policy.dry_run
+        && !policy.rules.is_empty()
+        && policy.rules.iter().all(|rule| PlaintextRule::of(rule).is_some())
 }
 
 /// DENY of sources without identity, where the second match holds.

@@ -11,14 +11,17 @@ use crate::{
     Problem, Request, Scope, Verdict, Warning,
     index::Prepared,
     layer::{Layer, Named},
-    peer::Chosen,
+    peer::{self, Chosen},
+    received::{Received, missing},
     selection::Selectors,
 };
 
 /// All policies of a mesh, compiled as workloads ask for them. Immutable: a change makes a new one.
 pub struct Policies {
-    authorization: Vec<(Arc<str>, Authorization)>,
-    peer: Vec<PeerAuthentication>,
+    pub(crate) authorization: Vec<(Arc<str>, Authorization)>,
+    pub(crate) peer: Vec<PeerAuthentication>,
+    /// Of policies that came over the wire.
+    received: Option<Received>,
     mesh: PerScope,
     namespaces: HashMap<String, Namespace>,
     /// Selectors of the root namespace, for workloads of every namespace.
@@ -67,6 +70,8 @@ struct Applicable {
     /// Those with a selector, in order.
     authorization: Box<[u32]>,
     peer: Box<[u32]>,
+    /// Those that the workload names and nobody knows.
+    missing: Box<[Arc<str>]>,
 }
 
 struct Compiled {
@@ -119,15 +124,41 @@ impl Policies {
                 .map(|one| (format!("{}/{}", one.namespace, one.name).into(), one))
                 .collect(),
             peer: peer.to_vec(),
-            mesh: PerScope::default(),
-            namespaces: HashMap::new(),
-            everywhere: Selectors::default(),
             warnings,
-            known: Mutex::default(),
+            ..Self::none()
         };
         policies.sort_authorization(root_namespace);
         policies.sort_peer(root_namespace);
         Ok(policies)
+    }
+
+    fn none() -> Self {
+        Self {
+            authorization: Vec::new(),
+            peer: Vec::new(),
+            received: None,
+            mesh: PerScope::default(),
+            namespaces: HashMap::new(),
+            everywhere: Selectors::default(),
+            warnings: Vec::new(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Of policies as they come over the wire, each by its own name; within a scope they are tried in this order. What
+    /// applies to a workload is then asked with [`Policies::for_listed`].
+    ///
+    /// `removed` are names that a workload may still list a moment longer than there is such a policy. A policy of
+    /// [`Scope::Workload`] concerns nobody here.
+    #[must_use]
+    pub fn received(authorization: Vec<(Arc<str>, Authorization)>, removed: HashSet<Arc<str>>) -> Self {
+        let mut policies = Self {
+            received: Some(Received::new(&authorization, removed)),
+            authorization,
+            ..Self::none()
+        };
+        policies.sort_authorization("");
+        policies
     }
 
     /// What of the policies may not do what was meant, besides what their conversion said and what depends on the
@@ -140,45 +171,108 @@ impl Policies {
     /// What applies to a workload. Workloads to which the same policies apply share it.
     #[must_use]
     pub fn for_workload(&self, namespace: &str, labels: &BTreeMap<String, String>) -> WorkloadPolicies {
-        let own = self.namespaces.get_key_value(namespace);
+        let (authorization, peer) = self.selecting(namespace, labels);
+        self.applicable(namespace, authorization, peer, Vec::new())
+    }
+
+    /// What applies to a workload that names these among its policies, besides those of its namespace and the mesh. A name
+    /// that was never seen denies everything: what it stands for is not known.
+    #[must_use]
+    pub fn for_listed<'a>(
+        &self,
+        namespace: &str,
+        names: impl Iterator<Item = &'a Arc<str>>,
+    ) -> WorkloadPolicies {
+        let (mut listed, mut missing) = (Vec::new(), Vec::new());
+        for name in names {
+            match self.received.as_ref().and_then(|received| received.find(name)) {
+                Some(Some(number)) => listed.push(number),
+                Some(None) => {}
+                None => missing.push(name.clone()),
+            }
+        }
+        listed.sort_unstable();
+        listed.dedup();
+        missing.sort_unstable();
+        self.applicable(namespace, listed, Vec::new(), missing)
+    }
+
+    /// The numbers of the policies whose selectors select a workload, in order.
+    pub(crate) fn selecting(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> (Vec<u32>, Vec<u32>) {
         let (mut authorization, mut peer) = (Vec::new(), Vec::new());
         self.everywhere.find(labels, &mut authorization);
-        if let Some((_, own)) = own {
+        if let Some(own) = self.namespaces.get(namespace) {
             own.authorization.find(labels, &mut authorization);
             own.peer.find(labels, &mut peer);
         }
         authorization.sort_unstable();
         peer.sort_unstable();
+        (authorization, peer)
+    }
+
+    /// The PeerAuthentications that count for a workload.
+    pub(crate) fn chosen(&self, namespace: &str, selecting: &[u32]) -> Chosen<'_> {
+        let peer = |number: &u32| &self.peer[*number as usize];
+        let own = self.namespaces.get(namespace);
+        Chosen {
+            workload: selecting.first().map(peer),
+            namespace: own.and_then(|own| own.own.peer.first()).map(peer),
+            mesh: self.mesh.peer.first().map(peer),
+        }
+    }
+
+    fn applicable(
+        &self,
+        namespace: &str,
+        authorization: Vec<u32>,
+        peer: Vec<u32>,
+        missing: Vec<Arc<str>>,
+    ) -> WorkloadPolicies {
+        let own = self.namespaces.get_key_value(namespace);
         let applicable = Applicable {
             namespace: own.map_or("", |(name, _)| name).into(),
             authorization: authorization.into(),
             peer: peer.into(),
+            missing: missing.into(),
         };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.get(&applicable) {
             return known.clone();
         }
-        let compiled = self.compile(own.map(|(_, own)| &own.own), &applicable);
+        let compiled = self.compile(namespace, own.map(|(_, own)| &own.own), &applicable);
         let policies = WorkloadPolicies(Arc::new(compiled));
         known.insert(applicable, policies.clone());
         policies
     }
 
-    fn compile(&self, namespace: Option<&PerScope>, applicable: &Applicable) -> Compiled {
-        let peer = |number: &u32| &self.peer[*number as usize];
-        let mtls = EffectiveMtls::resolve(Chosen {
-            workload: applicable.peer.first().map(peer),
-            namespace: namespace.and_then(|own| own.peer.first()).map(peer),
-            mesh: self.mesh.peer.first().map(peer),
-        });
-        let plaintext = mtls.policies();
+    fn compile(&self, name: &str, namespace: Option<&PerScope>, applicable: &Applicable) -> Compiled {
+        let scopes = [Some(&self.mesh), namespace].into_iter().flatten();
+        let own = scopes.clone().flat_map(|scope| &scope.authorization);
+        let (mtls, plaintext) = if self.received.is_some() {
+            let all = own.chain(&*applicable.authorization);
+            EffectiveMtls::received(all.map(|number| &self.authorization[*number as usize]))
+        } else {
+            let mtls = EffectiveMtls::resolve(self.chosen(name, &applicable.peer));
+            let policies = mtls.policies();
+            (mtls, policies)
+        };
         let plaintext = plaintext.iter().map(|(name, authorization)| Named {
             name: name.clone(),
             authorization,
             plaintext: true,
         });
-        let mut layers = vec![Arc::new(Layer::compile(plaintext)), self.layer(&self.mesh)];
-        layers.extend(namespace.map(|own| self.layer(own)));
+        let unknown: Vec<_> = applicable.missing.iter().map(missing).collect();
+        let unknown = unknown.iter().map(|(name, authorization)| Named {
+            name: name.clone(),
+            authorization,
+            plaintext: false,
+        });
+        let mut layers = vec![Arc::new(Layer::compile(plaintext.chain(unknown)))];
+        layers.extend(scopes.map(|scope| self.layer(scope)));
         layers.push(Arc::new(Layer::compile(self.named(&applicable.authorization))));
         layers.retain(|layer| !layer.policies.is_empty());
         let allow = |dry_run| -> Vec<Arc<str>> {
@@ -201,13 +295,14 @@ impl Policies {
     }
 
     fn named<'a>(&'a self, numbers: &'a [u32]) -> impl Iterator<Item = Named<'a>> {
-        numbers.iter().map(|number| {
-            let (name, authorization) = &self.authorization[*number as usize];
-            Named {
-                name: name.clone(),
-                authorization,
-                plaintext: false,
-            }
+        let numbered = numbers.iter().map(|number| &self.authorization[*number as usize]);
+        // What refuses plaintext has a layer of its own.
+        let others = numbered
+            .filter(|(_, authorization)| self.received.is_none() || !peer::denies_plaintext(authorization));
+        others.map(|(name, authorization)| Named {
+            name: name.clone(),
+            authorization,
+            plaintext: false,
         })
     }
 
@@ -224,6 +319,7 @@ impl Policies {
                     let selectors = selectors.entry(&one.namespace).or_default();
                     selectors.push((number, selector));
                 }
+                Scope::Listed => {}
             }
         }
         for (namespace, selectors) in selectors {

@@ -18,8 +18,8 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use weir_policy::{
-    Action, Authorization, Cidr, Clause, Match, PeerAuthentication, Policies, Request, Rule, Scope, Selector,
-    ServiceAccountMatch, StringMatch,
+    Action, Authorization, CONVERTED, Cidr, Clause, Decision, Denial, Match, MtlsMode, PeerAuthentication,
+    Policies, Request, Rule, Scope, Selector, ServiceAccountMatch, StringMatch, Verdict,
     istio::{Mtls, PeerMode},
 };
 use weir_types::Identity;
@@ -317,6 +317,87 @@ proptest! {
     fn few_policies_decide_as_the_obvious_way(case in case(4)) {
         check(&case, |_| {})?;
     }
+}
+
+/// Decides on all connections with the policies as they are, and as they come over the wire.
+fn check_wire(case: &Case) -> Result<(), TestCaseError> {
+    let policies = Policies::new(ROOT, case.authorization.clone(), &case.peer).unwrap();
+    let wire = policies.to_wire();
+    let nothing_left_out = wire.values().flat_map(|policy| &policy.rules);
+    for matched in nothing_left_out
+        .flat_map(|rule| &rule.clauses)
+        .flat_map(|clause| &clause.matches)
+    {
+        prop_assert!(!matched.undecidable, "nothing on the wire says this");
+    }
+    let received = Policies::received(wire.into_iter().collect(), Default::default());
+    let kind = |decision: Decision<'_>| {
+        let verdict = match decision.verdict {
+            Verdict::Allowed(by) => ("allowed", by.map(|by| by.policy.clone())),
+            // Of several that deny, which one is named depends on their order.
+            Verdict::Denied(Denial::Plaintext { policy }) => ("plaintext", policy.cloned()),
+            Verdict::Denied(Denial::Rule(_)) => ("denied", None),
+            Verdict::Denied(Denial::NoAllow { .. }) => ("no allow", None),
+        };
+        (verdict, decision.dry_run.is_some())
+    };
+    for (namespace, labels) in &case.workloads {
+        let own = policies.for_workload(namespace, labels);
+        let listed = policies.listed(namespace, labels);
+        let others = received.for_listed(namespace, listed.iter());
+        for connection in &case.connections {
+            let request = connection.request();
+            let (expected, dry_run) = kind(own.decide(&request));
+            let (decided, other_dry_run) = kind(others.decide(&request));
+            // An AuthorizationPolicy may refuse plaintext just as a PeerAuthentication does.
+            if (decided.0, expected.0) != ("plaintext", "denied") {
+                prop_assert_eq!((decided.0, other_dry_run), (expected.0, dry_run));
+            }
+            if connection.source.is_none() && others.mtls().mode(connection.port) == MtlsMode::Strict {
+                prop_assert_ne!(decided.0, "allowed");
+            }
+        }
+        for port in [80, 443, 8080] {
+            if own.mtls().mode(port) == MtlsMode::Strict {
+                prop_assert_eq!(others.mtls().mode(port), MtlsMode::Strict);
+                let named = listed.iter().any(|name| name.contains(CONVERTED));
+                prop_assert!(named, "{listed:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 8192, failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn policies_decide_alike_on_both_ends_of_the_wire(case in case(4)) {
+        check_wire(&case)?;
+    }
+}
+
+#[test]
+fn a_policy_that_was_never_seen_denies_and_one_that_was_removed_does_not() {
+    let names: [std::sync::Arc<str>; 2] = ["a/never".into(), "a/removed".into()];
+    let policies = Policies::received(Vec::new(), [names[1].clone()].into());
+    let request = Request {
+        source: None,
+        source_ip: ADDRESSES[0].parse().unwrap(),
+        destination_ip: ADDRESSES[1].parse().unwrap(),
+        destination_port: 80,
+    };
+    let verdict = |listed: &[std::sync::Arc<str>]| {
+        let policies = policies.for_listed("a", listed.iter());
+        match policies.decide(&request).verdict {
+            Verdict::Allowed(_) => None,
+            Verdict::Denied(Denial::Rule(by)) => Some(by.policy.clone()),
+            Verdict::Denied(other) => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(verdict(&[]), None);
+    assert_eq!(verdict(&names[1..]), None);
+    assert_eq!(verdict(&names), Some(names[0].clone()));
 }
 
 proptest! {

@@ -52,7 +52,7 @@ impl<'a> Naive<'a> {
             Scope::Workload(selector) => {
                 (policy.namespace == namespace || policy.namespace == root) && has(&selector.match_labels)
             }
-            Scope::Mesh | Scope::Namespace => false,
+            Scope::Mesh | Scope::Namespace | Scope::Listed => false,
         });
 
         let labels_of = |peer: &'a PeerAuthentication| {
