@@ -5,10 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+mod policy;
 mod resource;
 mod shared;
 
+use std::net::IpAddr;
+
+use bytes::Bytes;
+
 pub use generated::{envoy, google, istio, weir};
+pub use policy::{AuthorizationError, scope_of};
 pub use resource::{Any, ResourceMessage, ResourceType, UnpackError, WILDCARD};
 pub use shared::{SharedResource, SharedResponse};
 
@@ -23,4 +29,25 @@ pub use shared::{SharedResource, SharedResponse};
 )]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));
+}
+
+/// An address as the wire has it: 4 or 16 bytes in network order, IPv4 never as v4-mapped.
+#[must_use]
+pub fn address_bytes(address: IpAddr) -> Bytes {
+    match address.to_canonical() {
+        IpAddr::V4(address) => Bytes::copy_from_slice(&address.octets()),
+        IpAddr::V6(address) => Bytes::copy_from_slice(&address.octets()),
+    }
+}
+
+/// The address that these bytes are, in canonical form; `None` if they are none.
+#[must_use]
+pub fn address(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+        Some(octets.into())
+    } else {
+        <[u8; 16]>::try_from(bytes)
+            .ok()
+            .map(|octets| IpAddr::from(octets).to_canonical())
+    }
 }
