@@ -1,3 +1,5 @@
 //! The control plane: watches Kubernetes, serves workloads and policies to agents, signs certificates.
 
 #![forbid(unsafe_code)]
+
+pub mod ads;
