@@ -1,4 +1,4 @@
-//! The gRPC service: who is let in, and the response's way to the transport.
+//! The gRPC service: who is let in, and the responses' way to the transport.
 
 use std::{
     collections::HashMap,
@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use http_body_util::BodyExt as _;
 use prometheus::Registry;
 use prost::Message as _;
 use tokio::{
@@ -32,7 +33,7 @@ use super::{
     metrics::Metrics,
     sever::Peer,
     store::Store,
-    stream::{Outbound, Stream},
+    stream::{Outbound, Stream, Tracker},
 };
 
 const SERVICE: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
@@ -106,6 +107,7 @@ impl Shared {
     async fn open(
         self: Arc<Self>,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
+        tracker: Tracker,
     ) -> Result<Response<Outbound>, Status> {
         let (metadata, extensions, requests) = request.into_parts();
         let peer = extensions.get::<Peer>().cloned();
@@ -144,6 +146,7 @@ impl Shared {
             place,
             requests,
             sever,
+            tracker,
         )))
     }
 
@@ -231,12 +234,16 @@ where
             }
             let limit = shared.limits.request_bytes;
             let mut grpc = Grpc::new(SharedCodec).max_decoding_message_size(limit);
-            Ok(grpc.streaming(Method(shared), request).await)
+            let tracker = Tracker::default();
+            let response = grpc.streaming(Method(shared, tracker.clone()), request).await;
+            Ok(response.map(|body| {
+                Body::new(body.map_frame(move |frame| frame.map_data(|bytes| tracker.track(bytes))))
+            }))
         })
     }
 }
 
-struct Method(Arc<Shared>);
+struct Method(Arc<Shared>, Tracker);
 
 impl StreamingService<DeltaDiscoveryRequest> for Method {
     type Response = SharedResponse;
@@ -244,7 +251,7 @@ impl StreamingService<DeltaDiscoveryRequest> for Method {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        Box::pin(self.0.clone().open(request))
+        Box::pin(self.0.clone().open(request, self.1.clone()))
     }
 }
 

@@ -82,6 +82,8 @@ impl Store {
 
     /// Publishes a set of changes: a stream sends all of it in one response for each type, or none yet.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>) {
+        // Made before the lock is taken: streams wait for it.
+        let changes: Vec<_> = changes.into_iter().collect();
         let revision = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             state.apply(changes);

@@ -2,15 +2,16 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use prost::Message as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tonic::{Status, Streaming};
 use weir_proto::{ResourceType, SharedResponse, envoy::service::discovery::v3::DeltaDiscoveryRequest};
@@ -45,7 +46,7 @@ pub(super) struct Stream {
     /// The permit for a full push, while one is being made.
     permit: Option<OwnedSemaphorePermit>,
     acquiring: Option<Acquiring>,
-    /// Ends when the transport has taken the last response, and by when it must.
+    /// Ends when the last response has been written, and by when it must.
     transit: Option<(oneshot::Receiver<()>, Instant)>,
     /// By when the client must answer the last response of each type.
     unanswered: [Option<Instant>; ResourceType::ALL.len()],
@@ -57,33 +58,63 @@ struct Outgoing {
     transit: Transit,
 }
 
-/// Dropped when the transport has taken the response or the stream has ended: the task then hears of it, and another
-/// stream may make its full push.
+/// Dropped with the last of the response's bytes: the task then hears of it, and another stream may make its full
+/// push.
 struct Transit {
     _permit: Option<OwnedSemaphorePermit>,
-    _taken: oneshot::Sender<()>,
+    _written: oneshot::Sender<()>,
 }
 
-/// The responses as the transport asks for them. It asks for another only when it has room for it, which means that
-/// the one before has left.
+/// Ties what is encoded to the bytes that it becomes. That the transport asks for more does not say that it has
+/// written what it has; that it drops the bytes does.
+#[derive(Clone, Default)]
+pub(super) struct Tracker(Arc<Mutex<Option<Transit>>>);
+
+struct Tracked {
+    bytes: Bytes,
+    _transit: Transit,
+}
+
+/// The responses as the transport asks for them.
 pub(super) struct Outbound {
     responses: mpsc::Receiver<Result<Outgoing, Status>>,
-    transit: Option<Transit>,
+    tracker: Tracker,
+}
+
+impl Tracker {
+    /// The bytes of one or more responses, on their way to the transport.
+    pub(super) fn track(&self, bytes: Bytes) -> Bytes {
+        match self.slot().take() {
+            Some(transit) => Bytes::from_owner(Tracked {
+                bytes,
+                _transit: transit,
+            }),
+            None => bytes,
+        }
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Transit>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsRef<[u8]> for Tracked {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl tokio_stream::Stream for Outbound {
     type Item = Result<SharedResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.transit = None;
-        self.responses.poll_recv(context).map(|next| {
-            next.map(|next| {
-                next.map(|outgoing| {
-                    self.transit = Some(outgoing.transit);
-                    outgoing.response
-                })
+        let next = ready!(self.responses.poll_recv(context));
+        Poll::Ready(next.map(|next| {
+            next.map(|outgoing| {
+                *self.tracker.slot() = Some(outgoing.transit);
+                outgoing.response
             })
-        })
+        }))
     }
 }
 
@@ -95,6 +126,7 @@ impl Stream {
         place: Place,
         requests: Streaming<DeltaDiscoveryRequest>,
         sever: Option<Sever>,
+        tracker: Tracker,
     ) -> Outbound {
         let (out, responses) = mpsc::channel(CHANNEL);
         let limits = &shared.limits;
@@ -114,10 +146,7 @@ impl Stream {
             unanswered: [None; ResourceType::ALL.len()],
         };
         tokio::spawn(stream.run(place, sever));
-        Outbound {
-            responses,
-            transit: None,
-        }
+        Outbound { responses, tracker }
     }
 
     async fn run(mut self, _place: Place, sever: Option<Sever>) {
@@ -128,8 +157,10 @@ impl Stream {
             // Without a reader there is nobody to tell.
             let _ = self.out.try_send(Err(status));
         }
-        if close == Close::NotRead
+        // What is not read stays in HTTP/2's buffers, whatever becomes of the stream.
+        if let Some((written, deadline)) = self.transit.take()
             && let Some(sever) = sever
+            && timeout_at(deadline, written).await.is_err()
         {
             sever.cut();
         }
@@ -158,7 +189,7 @@ impl Stream {
                 Ok(_) = drain.wait_for(|drain| *drain) => return Close::Shutdown,
                 () = sleep_until(age) => return Close::Age,
                 () = self.out.closed() => return Close::Client,
-                () = taken(&mut self.transit), if self.transit.is_some() => self.transit = None,
+                () = written(&mut self.transit), if self.transit.is_some() => self.transit = None,
                 permit = acquired(&mut self.acquiring), if self.acquiring.is_some() => {
                     self.acquiring = None;
                     self.permit = permit;
@@ -187,12 +218,19 @@ impl Stream {
     /// reconnect at once they are read a few at a time; the permit then serves the response too.
     async fn first_request(&mut self, drain: &mut watch::Receiver<bool>) -> Result<(), Close> {
         let permits = self.shared.full_pushes.clone();
-        self.permit = tokio::select! {
+        let patience = self.shared.limits.first_request_timeout;
+        let read = async {
+            let permit = acquire(permits).await;
+            (permit, timeout(patience, self.requests.message()).await)
+        };
+        let (permit, request) = tokio::select! {
+            biased;
             Ok(_) = drain.wait_for(|drain| *drain) => return Err(Close::Shutdown),
             () = self.out.closed() => return Err(Close::Client),
-            permit = acquire(permits) => permit,
+            read = read => read,
         };
-        match timeout(self.shared.limits.first_request_timeout, self.requests.message()).await {
+        self.permit = permit;
+        match request {
             Ok(Ok(Some(request))) => self.receive(request),
             Ok(Ok(None)) => Err(Close::Client),
             Ok(Err(status)) => Err(unreadable(&status)),
@@ -240,7 +278,7 @@ impl Stream {
         let (sender, receiver) = oneshot::channel();
         let transit = Transit {
             _permit: self.permit.take(),
-            _taken: sender,
+            _written: sender,
         };
         self.out
             .try_send(Ok(Outgoing { response, transit }))
@@ -278,10 +316,10 @@ async fn acquired(acquiring: &mut Option<Acquiring>) -> Option<OwnedSemaphorePer
     }
 }
 
-async fn taken(transit: &mut Option<(oneshot::Receiver<()>, Instant)>) {
+async fn written(transit: &mut Option<(oneshot::Receiver<()>, Instant)>) {
     match transit {
         // An error is the sender's drop, which is the signal.
-        Some((taken, _)) => drop(taken.await),
+        Some((written, _)) => drop(written.await),
         None => std::future::pending().await,
     }
 }
