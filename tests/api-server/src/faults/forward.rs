@@ -92,7 +92,7 @@ impl Handler for Forward {
             return Err(broken("the response is lost, by request"));
         }
         let body = match seen.watch {
-            true => Lines::new(body, Arc::clone(&self.state), seen, left, cut),
+            true => Lines::body(body, Arc::clone(&self.state), seen, left, cut),
             false => body.map_err(broken).boxed_unsync(),
         };
         let content_type = parts
@@ -158,7 +158,7 @@ struct Lines {
 
 impl Lines {
     /// The body that hands them on.
-    fn new(
+    fn body(
         body: kube::client::Body,
         state: Arc<State>,
         seen: Seen,
