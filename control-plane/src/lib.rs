@@ -3,3 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod ads;
+pub mod cluster;
+pub mod compile;
