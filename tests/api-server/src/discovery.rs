@@ -73,7 +73,52 @@ pub(crate) fn document(registry: &Registry, request: &Request) -> Option<Value> 
                 .any(|(group, versions)| group == *name && versions.iter().any(|one| one == version));
             served.then(|| resources(registry, name, version))
         }
+        ["openapi", "v3"] => Some(openapi(registry)),
+        ["openapi", "v3", "api", version] => openapi_paths(registry, "", version),
+        ["openapi", "v3", "apis", group, version] => openapi_paths(registry, group, version),
         _ => None,
+    }
+}
+
+/// Which versions have an OpenAPI document.
+fn openapi(registry: &Registry) -> Value {
+    let mut paths = json!({});
+    for resource in registry.all() {
+        let root = root(resource);
+        paths[root.trim_start_matches('/')] = json!({"serverRelativeURL": format!("/openapi/v3{root}")});
+    }
+    json!({ "paths": paths })
+}
+
+/// The OpenAPI document of a version, without schemas: all that kubectl looks for before it leaves validation to
+/// the server is that patches have a parameter `fieldValidation`.
+fn openapi_paths(registry: &Registry, group: &str, version: &str) -> Option<Value> {
+    let mut paths = json!({});
+    for resource in registry
+        .all()
+        .filter(|one| one.group == group && one.version == version)
+    {
+        let namespace = if resource.namespaced {
+            "/namespaces/{namespace}"
+        } else {
+            ""
+        };
+        paths[format!("{}{namespace}/{}/{{name}}", root(resource), resource.plural)] = json!({"patch": {
+            "parameters": [{"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}],
+            "responses": {"200": {"description": "OK"}},
+            "x-kubernetes-action": "patch",
+            "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": resource.kind},
+        }});
+    }
+    let found = paths.as_object().is_some_and(|paths| !paths.is_empty());
+    let info = json!({"title": "Kubernetes", "version": VERSION});
+    found.then(|| json!({"openapi": "3.0.0", "info": info, "paths": paths}))
+}
+
+fn root(resource: &Resource) -> String {
+    match resource.group.as_str() {
+        "" => format!("/api/{}", resource.version),
+        group => format!("/apis/{group}/{}", resource.version),
     }
 }
 

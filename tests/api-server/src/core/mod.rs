@@ -137,6 +137,16 @@ pub(crate) fn seconds(time: Timestamp) -> String {
         .to_string()
 }
 
+/// Whole objects come as JSON; patches have types of their own.
+fn check_content_type(request: &Request) -> Result<(), Status> {
+    let essence = request.content_type.split(';').next().unwrap_or_default().trim();
+    let whole = matches!(request.method.as_str(), "POST" | "PUT");
+    if whole && !matches!(essence, "" | "*/*" | "application/json") {
+        return Err(Status::unsupported_media_type("application/json"));
+    }
+    Ok(())
+}
+
 impl Core {
     /// A server with the namespaces of every cluster. `seed` decides the UIDs.
     pub(crate) fn new(seed: u64, now: Timestamp) -> Self {
@@ -231,6 +241,7 @@ impl Core {
             };
         }
         let target = Target::parse(&request.path).ok_or_else(Status::no_such_path)?;
+        check_content_type(request)?;
         if let Some(reply) = self.review(request, &target, &user, now)? {
             return Ok(reply);
         }

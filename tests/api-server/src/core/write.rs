@@ -231,14 +231,7 @@ impl Call<'_> {
             }
         };
         if self.request.query.text("fieldValidation") == "Strict" && !unknown.is_empty() {
-            let listed: Vec<String> = unknown
-                .iter()
-                .map(|path| format!("unknown field {path:?}"))
-                .collect();
-            return Err(Status::bad_request(format!(
-                "strict decoding error: {}",
-                listed.join(", ")
-            )));
+            return Err(self.unknown(&unknown));
         }
         let mut read = read;
         let object = crate::json::map_mut(&mut read);
@@ -246,6 +239,26 @@ impl Call<'_> {
         object.remove("kind");
         metadata_mut(&mut read);
         Ok(read)
+    }
+
+    /// Unknown fields, under `fieldValidation=Strict`: a bad request, or of a patch that leads to them, invalid.
+    fn unknown(&self, paths: &[String]) -> Status {
+        let listed: Vec<String> = paths
+            .iter()
+            .map(|path| format!("unknown field {path:?}"))
+            .collect();
+        let why = format!("strict decoding error: {}", listed.join(", "));
+        match self.request.method.as_str() {
+            "PATCH" if self.request.content_type != "application/apply-patch+yaml" => {
+                Status::invalid("", "", "", &[Cause::invalid("patch", &Value::Null, &why)])
+            }
+            _ => {
+                let (kind, version) = (&self.resource.kind, &self.resource.version);
+                Status::bad_request(format!(
+                    "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
+                ))
+            }
+        }
     }
 
     /// Refuses an object that is not what its resource asks for.

@@ -190,6 +190,8 @@ impl Lines {
             }
             if self.left == Some(0) {
                 self.broken = true;
+                // What was handed on before is written only once this waits.
+                tokio::task::yield_now().await;
                 return Some(Err(broken("the watch is cut, by request")));
             }
             if let Some(line) = self.ready.pop_front() {
