@@ -8,6 +8,7 @@ mod bucket;
 mod close;
 mod limits;
 mod metrics;
+mod requests;
 mod resource;
 mod service;
 mod session;

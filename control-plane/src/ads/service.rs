@@ -1,39 +1,37 @@
-//! The gRPC service: who is let in, and the responses' way to the transport.
+//! The gRPC service: who is let in.
 
 use std::{
     collections::HashMap,
     convert::Infallible,
-    future::Future,
     net::SocketAddr,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
-use http_body_util::BodyExt as _;
+use bytes::Bytes;
+use http_body_util::StreamBody;
 use prometheus::Registry;
-use prost::Message as _;
 use tokio::{
     sync::{Semaphore, watch},
     time::timeout,
 };
 use tonic::{
-    Code, Request, Response, Status, Streaming,
+    Code, Status,
     body::Body,
-    codec::{Codec, EncodeBuf, Encoder},
     codegen::{Body as HttpBody, BoxFuture, Service, StdError, http},
-    server::{Grpc, NamedService, StreamingService},
+    metadata::{GRPC_CONTENT_TYPE, MetadataMap},
+    server::NamedService,
     transport::server::TcpConnectInfo,
 };
-use weir_proto::{SharedResponse, envoy::service::discovery::v3::DeltaDiscoveryRequest};
 
 use super::{
     authenticate::{Agent, Authenticate, Refusal},
     limits::Limits,
     metrics::Metrics,
+    requests::Requests,
     sever::Peer,
     store::Store,
-    stream::{Outbound, Stream, Tracker},
+    stream::{Outbound, Stream},
 };
 
 const SERVICE: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
@@ -106,10 +104,10 @@ impl Ads {
 impl Shared {
     async fn open(
         self: Arc<Self>,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-        tracker: Tracker,
-    ) -> Result<Response<Outbound>, Status> {
-        let (metadata, extensions, requests) = request.into_parts();
+        metadata: &MetadataMap,
+        extensions: &http::Extensions,
+        requests: Requests,
+    ) -> Result<Outbound, Status> {
         let peer = extensions.get::<Peer>().cloned();
         let address = peer.as_ref().map_or_else(
             || {
@@ -119,7 +117,7 @@ impl Shared {
             },
             |peer| peer.address,
         );
-        let agent = self.admit(&metadata, address).await.inspect_err(|status| {
+        let agent = self.admit(metadata, address).await.inspect_err(|status| {
             self.metrics.refused(match status.code() {
                 Code::Unauthenticated => "unauthenticated",
                 Code::ResourceExhausted => "too_many_streams",
@@ -140,21 +138,10 @@ impl Shared {
             ));
         }
         let sever = peer.map(|peer| peer.sever);
-        Ok(Response::new(Stream::spawn(
-            self.clone(),
-            agent,
-            place,
-            requests,
-            sever,
-            tracker,
-        )))
+        Ok(Stream::spawn(self.clone(), agent, place, requests, sever))
     }
 
-    async fn admit(
-        &self,
-        metadata: &tonic::metadata::MetadataMap,
-        address: Option<SocketAddr>,
-    ) -> Result<Agent, Status> {
+    async fn admit(&self, metadata: &MetadataMap, address: Option<SocketAddr>) -> Result<Agent, Status> {
         let check = self.authenticate.authenticate(metadata, address);
         match timeout(self.limits.authenticate_timeout, check).await {
             Ok(Ok(agent)) => Ok(agent),
@@ -206,8 +193,8 @@ impl Drop for Place {
 
 // === impl AdsService ===
 
-// Written out instead of generated, since the response is another Rust type than the public message's, the same on
-// the wire.
+// Written out instead of generated: tonic's encoder and decoder keep the buffers of a stream's largest response and
+// request for as long as the stream lives, which would be two copies of the whole mesh for every agent.
 
 impl NamedService for AdsService {
     const NAME: &'static str = SERVICE;
@@ -215,7 +202,7 @@ impl NamedService for AdsService {
 
 impl<B> Service<http::Request<B>> for AdsService
 where
-    B: HttpBody + Send + 'static,
+    B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<StdError> + Send + 'static,
 {
     type Response = http::Response<Body>;
@@ -232,57 +219,17 @@ where
             if request.uri().path() != METHOD {
                 return Ok(Status::unimplemented("only DeltaAggregatedResources is served").into_http());
             }
-            let limit = shared.limits.request_bytes;
-            let mut grpc = Grpc::new(SharedCodec).max_decoding_message_size(limit);
-            let tracker = Tracker::default();
-            let response = grpc.streaming(Method(shared, tracker.clone()), request).await;
-            Ok(response.map(|body| {
-                Body::new(body.map_frame(move |frame| frame.map_data(|bytes| tracker.track(bytes))))
+            let (parts, body) = request.into_parts();
+            let requests = Requests::new(Body::new(body), shared.limits.request_bytes);
+            let metadata = MetadataMap::from_headers(parts.headers);
+            let opened = shared.open(&metadata, &parts.extensions, requests).await;
+            Ok(opened.map_or_else(Status::into_http, |outbound| {
+                let mut response = http::Response::new(Body::new(StreamBody::new(outbound)));
+                response
+                    .headers_mut()
+                    .insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+                response
             }))
         })
-    }
-}
-
-struct Method(Arc<Shared>, Tracker);
-
-impl StreamingService<DeltaDiscoveryRequest> for Method {
-    type Response = SharedResponse;
-    type ResponseStream = Outbound;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Outbound>, Status>> + Send>>;
-
-    fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        Box::pin(self.0.clone().open(request, self.1.clone()))
-    }
-}
-
-struct SharedCodec;
-
-impl Codec for SharedCodec {
-    type Encode = SharedResponse;
-    type Decode = DeltaDiscoveryRequest;
-    type Encoder = SharedEncoder;
-    type Decoder = tonic_prost::ProstDecoder<DeltaDiscoveryRequest>;
-
-    fn encoder(&mut self) -> SharedEncoder {
-        SharedEncoder
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        Self::Decoder::default()
-    }
-}
-
-struct SharedEncoder;
-
-impl Encoder for SharedEncoder {
-    type Item = SharedResponse;
-    type Error = Status;
-
-    fn encode(&mut self, response: SharedResponse, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        // At once: a buffer that doubles would hold a full push twice while it grows.
-        buffer.reserve(response.encoded_len());
-        response
-            .encode(buffer)
-            .map_err(|error| Status::internal(error.to_string()))
     }
 }

@@ -2,24 +2,26 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
+use http_body::Frame;
 use prost::Message as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
-use tonic::{Status, Streaming};
+use tonic::{Status, codegen::http::HeaderMap};
 use weir_proto::{ResourceType, SharedResponse, envoy::service::discovery::v3::DeltaDiscoveryRequest};
 
 use super::{
     authenticate::Agent,
     bucket::TokenBucket,
     close::Close,
+    requests::Requests,
     service::{Place, Shared},
     session::{Push, Received, Session},
     sever::Sever,
@@ -37,7 +39,7 @@ pub(super) struct Stream {
     shared: Arc<Shared>,
     agent: Agent,
     session: Session,
-    requests: Streaming<DeltaDiscoveryRequest>,
+    requests: Requests,
     out: mpsc::Sender<Result<Outgoing, Status>>,
     bucket: TokenBucket,
     began: Instant,
@@ -65,36 +67,34 @@ struct Transit {
     _written: oneshot::Sender<()>,
 }
 
-/// Ties what is encoded to the bytes that it becomes. That the transport asks for more does not say that it has
-/// written what it has; that it drops the bytes does.
-#[derive(Clone, Default)]
-pub(super) struct Tracker(Arc<Mutex<Option<Transit>>>);
-
+/// Encoded, and what goes with the bytes. That the transport asks for more does not say that it has written what it
+/// has; that it drops the bytes does.
 struct Tracked {
-    bytes: Bytes,
+    bytes: Vec<u8>,
     _transit: Transit,
 }
 
-/// The responses as the transport asks for them.
-pub(super) struct Outbound {
-    responses: mpsc::Receiver<Result<Outgoing, Status>>,
-    tracker: Tracker,
-}
+/// The responses as the transport asks for them: a gRPC body.
+pub(super) struct Outbound(Option<mpsc::Receiver<Result<Outgoing, Status>>>);
 
-impl Tracker {
-    /// The bytes of one or more responses, on their way to the transport.
-    pub(super) fn track(&self, bytes: Bytes) -> Bytes {
-        match self.slot().take() {
-            Some(transit) => Bytes::from_owner(Tracked {
-                bytes,
-                _transit: transit,
-            }),
-            None => bytes,
-        }
-    }
+// === impl Outgoing ===
 
-    fn slot(&self) -> MutexGuard<'_, Option<Transit>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Outgoing {
+    /// The response as a gRPC message: not compressed, its length, its bytes.
+    fn encode(self) -> Result<Bytes, Status> {
+        let length = self.response.encoded_len();
+        let too_large = |_| Status::internal("the response is larger than gRPC allows");
+        let header = u32::try_from(length).map_err(too_large)?.to_be_bytes();
+        let mut bytes = Vec::with_capacity(1 + header.len() + length);
+        bytes.push(0);
+        bytes.extend_from_slice(&header);
+        self.response
+            .encode(&mut bytes)
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Bytes::from_owner(Tracked {
+            bytes,
+            _transit: self.transit,
+        }))
     }
 }
 
@@ -104,19 +104,31 @@ impl AsRef<[u8]> for Tracked {
     }
 }
 
+// === impl Outbound ===
+
 impl tokio_stream::Stream for Outbound {
-    type Item = Result<SharedResponse, Status>;
+    type Item = Result<Frame<Bytes>, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = ready!(self.responses.poll_recv(context));
-        Poll::Ready(next.map(|next| {
-            next.map(|outgoing| {
-                *self.tracker.slot() = Some(outgoing.transit);
-                outgoing.response
-            })
-        }))
+        let Some(responses) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        let next = ready!(responses.poll_recv(context)).unwrap_or_else(|| Err(Status::ok("")));
+        let frame = next
+            .and_then(Outgoing::encode)
+            .map(Frame::data)
+            .or_else(|status| {
+                self.0 = None;
+                let mut trailers = HeaderMap::new();
+                status
+                    .add_header(&mut trailers)
+                    .map(|()| Frame::trailers(trailers))
+            });
+        Poll::Ready(Some(frame))
     }
 }
+
+// === impl Stream ===
 
 impl Stream {
     /// Serves the agent in a task of its own.
@@ -124,9 +136,8 @@ impl Stream {
         shared: Arc<Shared>,
         agent: Agent,
         place: Place,
-        requests: Streaming<DeltaDiscoveryRequest>,
+        requests: Requests,
         sever: Option<Sever>,
-        tracker: Tracker,
     ) -> Outbound {
         let (out, responses) = mpsc::channel(CHANNEL);
         let limits = &shared.limits;
@@ -146,7 +157,7 @@ impl Stream {
             unanswered: [None; ResourceType::ALL.len()],
         };
         tokio::spawn(stream.run(place, sever));
-        Outbound { responses, tracker }
+        Outbound(Some(responses))
     }
 
     async fn run(mut self, _place: Place, sever: Option<Sever>) {
@@ -207,7 +218,7 @@ impl Stream {
                         }
                     }
                     Ok(None) => return Close::Client,
-                    Err(status) => return unreadable(&status),
+                    Err(close) => return close,
                 },
             }
             speak = true;
@@ -221,7 +232,7 @@ impl Stream {
         let patience = self.shared.limits.first_request_timeout;
         let read = async {
             let permit = acquire(permits).await;
-            (permit, timeout(patience, self.requests.message()).await)
+            (permit, timeout(patience, self.requests.next()).await)
         };
         let (permit, request) = tokio::select! {
             biased;
@@ -233,7 +244,7 @@ impl Stream {
         match request {
             Ok(Ok(Some(request))) => self.receive(request),
             Ok(Ok(None)) => Err(Close::Client),
-            Ok(Err(status)) => Err(unreadable(&status)),
+            Ok(Err(close)) => Err(close),
             Err(_) => Err(Close::Silent),
         }
     }
@@ -332,19 +343,9 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// Reads a request, but not before `readable`: the client's own requests then wait in its transport, not here.
-async fn read(
-    requests: &mut Streaming<DeltaDiscoveryRequest>,
-    readable: Instant,
-) -> Result<Option<DeltaDiscoveryRequest>, Status> {
+async fn read(requests: &mut Requests, readable: Instant) -> Result<Option<DeltaDiscoveryRequest>, Close> {
     if readable.saturating_duration_since(Instant::now()) > Duration::ZERO {
         sleep_until(readable).await;
     }
-    requests.message().await
-}
-
-fn unreadable(status: &Status) -> Close {
-    match status.code() {
-        tonic::Code::OutOfRange | tonic::Code::InvalidArgument | tonic::Code::Internal => Close::Malformed,
-        _ => Close::Client,
-    }
+    requests.next().await
 }
