@@ -1,6 +1,10 @@
 //! Agents' streams over loopback TCP, with a client that others generate.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assertion is what a test is for")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failed assertion is what a test is for"
+)]
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -3,7 +3,11 @@
 //! `cargo test -p weir-control --test ads_scale -- --ignored`. The server is a process of its own, so that its memory
 //! is measured without its clients'.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assertion is what a test is for")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failed assertion is what a test is for"
+)]
 
 use std::{
     collections::BTreeMap,

@@ -1,6 +1,10 @@
 //! The numbers of the public interfaces: each message is decoded from bytes that were written by hand.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed assertion is what a test is for")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failed assertion is what a test is for"
+)]
 
 use prost::Message;
 use weir_proto::{
