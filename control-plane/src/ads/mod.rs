@@ -1,6 +1,6 @@
 //! The delta ADS server: every agent's view of workloads, services, policies and its own pods.
 //!
-//! Whoever watches Kubernetes writes into the [`Store`]; each stream is a [`session::Session`], a state machine
+//! Whoever watches Kubernetes writes into the [`Store`]; each stream is a `session::Session`, a state machine
 //! without I/O or clocks, driven by `stream`. A stream keeps a revision of the store and no copy of what it sent.
 
 mod authenticate;
