@@ -126,7 +126,7 @@ impl Enrolment {
     /// could not be enrolled: until it can, it fails closed.
     pub fn reap(&self) {
         let mesh = self.node.mesh.load();
-        let cookie = |pod: &Arc<LocalPod>| NetNs::open(&pod.netns).ok().map(|netns| netns.cookie());
+        let cookie = |pod: &Arc<LocalPod>| NetNs::find(&pod.netns).ok().map(|netns| netns.cookie());
         let configured: HashSet<u64> = mesh.local().values().filter_map(cookie).collect();
         let mut kept: HashSet<u32> = self.node.pods().iter().map(|pod| pod.handle.0).collect();
         for (cookie, pod) in self.node.datapath.pods() {
@@ -143,10 +143,10 @@ impl Enrolment {
     /// there is no moment in which plaintext passes that must not.
     fn enrol(&self, mesh: &Mesh, local: &LocalPod, before: Option<&Arc<Pod>>) -> Result<(), EnrolError> {
         let open = |source| EnrolError::NetNs {
-            path: local.netns.display().to_string(),
+            path: local.netns.to_string(),
             source,
         };
-        let netns = NetNs::open(&local.netns).map_err(open)?;
+        let netns = NetNs::find(&local.netns).map_err(open)?;
         let cookie = netns.cookie();
         if cookie == self.host_cookie {
             return Err(EnrolError::HostNetwork);

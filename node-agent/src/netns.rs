@@ -1,20 +1,34 @@
-//! Network namespaces: entering one for the time of a few socket calls.
+//! Network namespaces: finding those of pods, and entering one for the time of a few socket calls.
+
+mod processes;
 
 use std::{
+    fmt,
     fs::File,
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Where a pod's network namespace is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetNsRef {
+    /// Behind a file.
+    File(PathBuf),
+    /// That of the processes of the Kubernetes pod with this UID.
+    Pod(Arc<str>),
+}
 
 /// A network namespace. Keeps it alive while held.
 #[derive(Debug)]
 pub struct NetNs {
     file: OwnedFd,
+    source: NetNsRef,
+    /// The file that it was opened by: one of a process may go before the namespace does.
     path: PathBuf,
     inode: u64,
     cookie: u64,
@@ -30,6 +44,15 @@ fn home() -> io::Result<BorrowedFd<'static>> {
         .map_err(|error| io::Error::new(error.kind(), error.to_string()))
 }
 
+impl fmt::Display for NetNsRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Pod(uid) => write!(f, "processes of pod {uid}"),
+        }
+    }
+}
+
 impl NetNs {
     /// Opens the namespace behind a file.
     ///
@@ -37,10 +60,29 @@ impl NetNs {
     /// When the file cannot be opened, or is no network namespace.
     pub fn open(path: &Path) -> io::Result<Self> {
         home()?;
-        let file = File::open(path)?;
+        Self::of_file(File::open(path)?, path, NetNsRef::File(path.to_owned()))
+    }
+
+    /// Finds the namespace of a pod.
+    ///
+    /// # Errors
+    /// When it cannot be found or opened.
+    pub fn find(source: &NetNsRef) -> io::Result<Self> {
+        match source {
+            NetNsRef::File(path) => Self::open(path),
+            NetNsRef::Pod(uid) => {
+                home()?;
+                let (file, path) = processes::open_netns(Path::new(processes::PROC), uid)?;
+                Self::of_file(file, &path, source.clone())
+            }
+        }
+    }
+
+    fn of_file(file: File, path: &Path, source: NetNsRef) -> io::Result<Self> {
         let inode = file.metadata()?.ino();
         let mut netns = Self {
             file: file.into(),
+            source,
             path: path.to_owned(),
             inode,
             cookie: 0,
@@ -61,19 +103,26 @@ impl NetNs {
         self.file.as_fd()
     }
 
-    /// Its file.
+    /// How it was found.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn source(&self) -> &NetNsRef {
+        &self.source
     }
 
-    /// Whether its file still names this very namespace. A file that cannot be looked at for another cause than that it
-    /// is gone is taken for the same.
+    /// Whether it is still what its source leads to. One that cannot be looked at for another cause than that it is gone
+    /// is taken for the same.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        match std::fs::metadata(&self.path) {
-            Ok(meta) => meta.ino() == self.inode,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        let is_gone = match std::fs::metadata(&self.path) {
+            Ok(meta) => meta.ino() != self.inode,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        match &self.source {
+            // The process may be gone, and the namespace that of the pod's other ones.
+            NetNsRef::Pod(_) if is_gone => {
+                Self::find(&self.source).is_ok_and(|found| found.cookie == self.cookie)
+            }
+            _ => !is_gone,
         }
     }
 

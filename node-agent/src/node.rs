@@ -308,7 +308,7 @@ impl Pod {
     #[must_use]
     pub fn is(&self, local: &LocalPod) -> bool {
         let (own, new) = (&self.workload, &local.workload);
-        own.identity == new.identity && own.addresses == new.addresses && self.netns.path() == local.netns
+        own.identity == new.identity && own.addresses == new.addresses && *self.netns.source() == local.netns
     }
 
     /// What the kernel was told of it.

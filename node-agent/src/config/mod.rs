@@ -256,6 +256,19 @@ pub struct ServiceConfig {
     /// Which endpoints are preferred, as Kubernetes' field of this name says; all alike if absent.
     #[serde(default)]
     pub traffic_distribution: Option<TrafficDistribution>,
+    /// Which endpoints are taken at all, as Kubernetes' field of this name says.
+    #[serde(default)]
+    pub internal_traffic_policy: InternalTrafficPolicy,
+}
+
+/// Which of a service's endpoints are taken at all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum InternalTrafficPolicy {
+    /// All.
+    #[default]
+    Cluster,
+    /// Those on the client's node; without any the connection is refused.
+    Local,
 }
 
 /// Which of a service's endpoints get a connection first. The others are there for when none of these serves.

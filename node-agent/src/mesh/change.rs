@@ -23,8 +23,8 @@ impl Change {
 }
 
 impl Mesh {
-    /// What is different from an earlier configuration.
-    pub(super) fn change_from(&self, previous: &Self) -> Change {
+    /// Whether pods of this node, or policies, are others than before.
+    pub(super) fn decides_otherwise_than(&self, previous: &Self) -> bool {
         let same_pods = self.local.len() == previous.local.len()
             && self
                 .local
@@ -32,8 +32,12 @@ impl Mesh {
                 .zip(&previous.local)
                 .all(|((_, a), (_, b))| a.is_like(b));
         // The same policies are the same object. Before the first configuration there are none.
-        if !std::sync::Arc::ptr_eq(&self.policies, &previous.policies) || !same_pods || previous.version == 0
-        {
+        !std::sync::Arc::ptr_eq(&self.policies, &previous.policies) || !same_pods || previous.version == 0
+    }
+
+    /// What is different from an earlier configuration.
+    pub(super) fn change_from(&self, previous: &Self) -> Change {
+        if self.decides_otherwise_than(previous) {
             return Change::Everything;
         }
         let mut addresses = HashSet::new();
@@ -67,6 +71,7 @@ impl Workload {
             && self.zone == other.zone
             && self.labels == other.labels
             && self.tunnel == other.tunnel
+            && self.listed == other.listed
     }
 }
 

@@ -1,22 +1,28 @@
 //! What the configuration says, in the form that a connection needs: look-ups by address. Immutable; a change makes another.
 
 mod change;
+mod policies;
+mod received;
 mod service;
 
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
     sync::{Arc, OnceLock},
 };
 
-use weir_policy::{Authorization, Policies, PolicyError, Warning, WorkloadPolicies};
+use weir_policy::{Policies, PolicyError, Warning, WorkloadPolicies};
 use weir_types::{FlowPeer, Identity, IdentityError, api::WorkloadStatus};
 
-use crate::config::{ConfigFile, SameNodeMode, TunnelProtocol};
+use crate::{
+    config::{ConfigFile, SameNodeMode, TunnelProtocol},
+    netns::NetNsRef,
+};
 
 pub use change::Change;
-pub use service::{Backend, Service};
+use policies::PolicySource;
+pub use received::{PodSource, Received, Update, WorkloadSource};
+pub use service::{Backend, Service, ServiceSource};
 
 /// All that is known of workloads, services and policies.
 #[derive(Debug, Default)]
@@ -29,16 +35,6 @@ pub struct Mesh {
     node: String,
     version: u32,
     generation: u32,
-}
-
-/// Policies as they were written, to know whether they changed, and compiled.
-#[derive(Debug)]
-struct PolicySource {
-    root_namespace: String,
-    authorization: Vec<weir_policy::AuthorizationPolicy>,
-    peer: Vec<weir_policy::PeerAuthentication>,
-    compiled: Policies,
-    warnings: Vec<Warning>,
 }
 
 /// Why a checked configuration cannot be compiled: the check of the file excludes each.
@@ -71,6 +67,8 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// What it understands.
     pub tunnel: TunnelProtocol,
+    /// The policies that it names as its own, where policies have no selectors: they came over the wire.
+    pub listed: Option<Vec<Arc<str>>>,
     /// What applies to it, once somebody asked.
     policies: OnceLock<WorkloadPolicies>,
 }
@@ -80,8 +78,8 @@ pub struct Workload {
 pub struct LocalPod {
     /// Its workload.
     pub workload: Arc<Workload>,
-    /// File of its network namespace.
-    pub netns: PathBuf,
+    /// Where its network namespace is found.
+    pub netns: NetNsRef,
     /// Ports at which the kubelet probes it.
     pub probe_ports: Vec<u16>,
     /// How it reaches other pods of this node, and they it.
@@ -123,6 +121,7 @@ impl Mesh {
                 zone: source.zone.clone(),
                 labels: source.labels.clone(),
                 tunnel: source.tunnel,
+                listed: None,
                 policies: OnceLock::new(),
             });
             for address in &workload.addresses {
@@ -134,7 +133,7 @@ impl Mesh {
             if let Some(workload) = mesh.workloads.get(&pod.uid) {
                 let local = LocalPod {
                     workload: workload.clone(),
-                    netns: pod.netns.clone(),
+                    netns: NetNsRef::File(pod.netns.clone()),
                     probe_ports: pod.probe_ports.iter().map(|port| port.get()).collect(),
                     same_node: config.same_node.value.mode(&pod.uid, &pod.namespace),
                 };
@@ -143,7 +142,7 @@ impl Mesh {
         }
         for source in config.services.iter().map(|s| &s.value) {
             let is_local = |uid: &str| mesh.local.contains_key(uid);
-            let service = Arc::new(Service::new(source, &mesh.workloads, is_local));
+            let service = Arc::new(Service::of_config(source, &mesh.workloads, is_local));
             for address in &source.addresses {
                 mesh.services.insert(address.to_canonical(), service.clone());
             }
@@ -163,6 +162,20 @@ impl Mesh {
         Self {
             generation,
             ..Self::default()
+        }
+    }
+
+    /// A mesh that is like this one, of the next version: to be changed before anybody sees it.
+    fn next(&self, node: &str) -> Self {
+        Self {
+            workloads: self.workloads.clone(),
+            by_address: self.by_address.clone(),
+            services: self.services.clone(),
+            local: self.local.clone(),
+            policies: self.policies.clone(),
+            node: node.to_owned(),
+            version: self.version.wrapping_add(1),
+            generation: self.generation,
         }
     }
 
@@ -223,9 +236,10 @@ impl Mesh {
                 .is_some_and(|own| std::ptr::eq(&**own, workload)),
             "a workload of another configuration"
         );
-        workload.policies.get_or_init(|| {
-            self.policies()
-                .for_workload(workload.identity.namespace(), &workload.labels)
+        let namespace = workload.identity.namespace();
+        workload.policies.get_or_init(|| match &workload.listed {
+            Some(listed) => self.policies().for_listed(namespace, listed.iter()),
+            None => self.policies().for_workload(namespace, &workload.labels),
         })
     }
 
@@ -316,52 +330,6 @@ impl Mesh {
             .collect();
         all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         all
-    }
-}
-
-impl Default for PolicySource {
-    fn default() -> Self {
-        #[expect(clippy::expect_used, reason = "nothing is wrong with no policies")]
-        let compiled = Policies::new("", Vec::new(), &[]).expect("no policies");
-        Self {
-            root_namespace: String::new(),
-            authorization: Vec::new(),
-            peer: Vec::new(),
-            compiled,
-            warnings: Vec::new(),
-        }
-    }
-}
-
-impl PolicySource {
-    /// Those of a configuration; the previous ones as they are if they are the same.
-    fn of(config: &ConfigFile, previous: &Arc<Self>) -> Result<Arc<Self>, PolicyError> {
-        let authorization = config.authorization_policies.iter().map(|p| &p.value);
-        let peer = config.peer_authentications.iter().map(|p| &p.value);
-        if previous.root_namespace == config.root_namespace
-            && authorization.clone().eq(&previous.authorization)
-            && peer.clone().eq(&previous.peer)
-        {
-            return Ok(previous.clone());
-        }
-        let root = &config.root_namespace;
-        let mut warnings = Vec::new();
-        let mut compiled: Vec<Authorization> = Vec::new();
-        for policy in authorization.clone() {
-            let (policy, cautions) = policy.compile(root)?;
-            compiled.push(policy);
-            warnings.extend(cautions);
-        }
-        let peer: Vec<_> = peer.cloned().collect();
-        let compiled = Policies::new(root, compiled, &peer)?;
-        warnings.extend_from_slice(compiled.warnings());
-        Ok(Arc::new(Self {
-            root_namespace: root.clone(),
-            authorization: authorization.cloned().collect(),
-            warnings,
-            compiled,
-            peer,
-        }))
     }
 }
 

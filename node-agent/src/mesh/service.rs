@@ -9,7 +9,7 @@ use std::{
 use weir_types::Identity;
 
 use super::Workload;
-use crate::config::{EndpointConfig, ServiceConfig, ServicePort, TrafficDistribution};
+use crate::config::{EndpointConfig, InternalTrafficPolicy, ServiceConfig, ServicePort, TrafficDistribution};
 
 /// A service.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     ports: Vec<ServicePort>,
     endpoints: Vec<Endpoint>,
+    /// Whether only endpoints of the client's node are taken.
+    local_only: bool,
     /// Identities that its servers may present besides their own.
     pub subject_alt_names: Vec<Identity>,
     distribution: Option<TrafficDistribution>,
@@ -28,10 +30,29 @@ pub struct Service {
 }
 
 #[derive(Debug)]
-struct Endpoint {
-    addresses: Vec<IpAddr>,
-    workload: Option<Arc<Workload>>,
-    healthy: bool,
+pub(super) struct Endpoint {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) workload: Option<Arc<Workload>>,
+    pub(super) healthy: bool,
+    /// Its own ports, by the service's, where they are not the same for all.
+    pub(super) ports: Option<Vec<(u16, u16)>>,
+}
+
+/// What is known of a service besides its endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSource {
+    /// `namespace/name`.
+    pub name: Arc<str>,
+    /// Its virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Identities that its servers may present besides their own.
+    pub subject_alt_names: Vec<Identity>,
+    /// Which endpoints are preferred.
+    pub distribution: Option<TrafficDistribution>,
+    /// Which endpoints are taken at all.
+    pub policy: InternalTrafficPolicy,
 }
 
 /// One endpoint of a service that a connection may go to.
@@ -49,7 +70,7 @@ pub struct Backend {
 const OTHER_FAMILY: u8 = 10;
 
 impl Service {
-    pub(super) fn new(
+    pub(super) fn of_config(
         source: &ServiceConfig,
         workloads: &BTreeMap<String, Arc<Workload>>,
         is_local: impl Fn(&str) -> bool,
@@ -63,20 +84,36 @@ impl Service {
                     .unwrap_or_default(),
                 workload: workload.cloned(),
                 healthy: endpoint.healthy,
+                ports: None,
             }
         };
-        Self {
+        let known = ServiceSource {
             name: format!("{}/{}", source.namespace, source.name).into(),
             addresses: source.addresses.iter().map(IpAddr::to_canonical).collect(),
             ports: source.ports.clone(),
-            endpoints: source.endpoints.iter().map(|e| endpoint(&e.value)).collect(),
             subject_alt_names: source.subject_alt_names.clone(),
             distribution: source.traffic_distribution,
-            is_here: source
-                .endpoints
-                .iter()
-                .filter_map(|endpoint| endpoint.value.workload.as_deref())
-                .any(is_local),
+            policy: source.internal_traffic_policy,
+        };
+        let endpoints = source.endpoints.iter().map(|e| endpoint(&e.value)).collect();
+        Self::new(&known, endpoints, is_local)
+    }
+
+    pub(super) fn new(
+        source: &ServiceSource,
+        endpoints: Vec<Endpoint>,
+        is_local: impl Fn(&str) -> bool,
+    ) -> Self {
+        let mut workloads = endpoints.iter().filter_map(|endpoint| endpoint.workload.as_ref());
+        Self {
+            name: source.name.clone(),
+            addresses: source.addresses.clone(),
+            ports: source.ports.clone(),
+            subject_alt_names: source.subject_alt_names.clone(),
+            distribution: source.distribution,
+            local_only: source.policy == InternalTrafficPolicy::Local,
+            is_here: workloads.any(|workload| is_local(&workload.uid)),
+            endpoints,
         }
     }
 
@@ -100,13 +137,17 @@ impl Service {
         client: Option<&Workload>,
         seed: u64,
     ) -> Option<Vec<Backend>> {
-        let port = self.ports.iter().find(|p| p.port.get() == port)?;
-        let target = port.target_port.unwrap_or(port.port).get();
+        let known = self.ports.iter().find(|p| p.port.get() == port)?;
+        let common = known.target_port.unwrap_or(known.port).get();
         let mut backends: Vec<Backend> = self
             .endpoints
             .iter()
-            .filter(|endpoint| endpoint.healthy)
+            .filter(|endpoint| endpoint.healthy && self.takes(client, endpoint.workload.as_deref()))
             .filter_map(|endpoint| {
+                let target = match &endpoint.ports {
+                    None => common,
+                    Some(ports) => ports.iter().find(|(own, _)| *own == port)?.1,
+                };
                 let address = endpoint
                     .addresses
                     .iter()
@@ -128,9 +169,14 @@ impl Service {
         Some(backends)
     }
 
+    /// Whether a client's connections may go to a server. Of a client of whom the node is not known, to any.
+    fn takes(&self, client: Option<&Workload>, server: Option<&Workload>) -> bool {
+        !self.local_only || client.is_none_or(|client| is_same_node(client, server))
+    }
+
     fn distance(&self, client: Option<&Workload>, server: Option<&Workload>) -> u8 {
         let Some(client) = client else { return 0 };
-        let same_node = server.is_some_and(|server| !server.node.is_empty() && server.node == client.node);
+        let same_node = is_same_node(client, server);
         let same_zone =
             same_node || server.is_some_and(|server| server.zone.is_some() && server.zone == client.zone);
         match self.distribution {
@@ -145,6 +191,7 @@ impl Service {
         let same_endpoint = |(a, b): (&Endpoint, &Endpoint)| {
             a.healthy == b.healthy
                 && a.addresses == b.addresses
+                && a.ports == b.ports
                 && match (&a.workload, &b.workload) {
                     (Some(a), Some(b)) => a.is_like(b),
                     (None, None) => true,
@@ -155,9 +202,14 @@ impl Service {
             && self.ports == other.ports
             && self.subject_alt_names == other.subject_alt_names
             && self.distribution == other.distribution
+            && self.local_only == other.local_only
             && self.endpoints.len() == other.endpoints.len()
             && self.endpoints.iter().zip(&other.endpoints).all(same_endpoint)
     }
+}
+
+fn is_same_node(client: &Workload, server: Option<&Workload>) -> bool {
+    server.is_some_and(|server| !server.node.is_empty() && server.node == client.node)
 }
 
 #[cfg(test)]
@@ -227,5 +279,11 @@ services:
         let even = |hosts: &[u8], each| hosts.iter().map(|host| (address(*host), each)).collect();
         assert_eq!(first, even(&[1, 2, 3], 20));
         assert_eq!(second, even(&[2, 3], 30));
+    }
+
+    #[test]
+    fn where_the_service_says_so_only_endpoints_of_the_clients_node_are_taken() {
+        let local = backends("  internalTrafficPolicy: Local\n", true, 0);
+        assert_eq!(local, [SocketAddr::from(([10, 0, 0, 1], 8080))]);
     }
 }

@@ -3,6 +3,7 @@
 //! Workload keys are made in memory, never written, and wiped when dropped.
 
 mod files;
+mod request;
 
 use std::{
     path::PathBuf,
@@ -20,6 +21,8 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use weir_types::{Identity, TrustDomain};
 use zeroize::{Zeroize, Zeroizing};
+
+pub use request::{Answer, CertificateRequest};
 
 /// How far `notBefore` lies in the past, so that a peer whose clock is behind accepts a fresh certificate.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(120);
