@@ -302,3 +302,28 @@ async fn a_reflector_recovers_from_every_fault() {
         () = testing => {}
     }
 }
+
+#[tokio::test]
+async fn events_come_through_as_they_happen() {
+    let stage = Stage::new().await;
+    for faults_went_away in [false, true] {
+        if faults_went_away {
+            stage.faults.go_away();
+            stage.faults.come_back().unwrap();
+        }
+        let stream = stage
+            .through
+            .watch(&WatchParams::default(), &stage.version().await)
+            .await
+            .unwrap();
+        let mut stream = stream.boxed();
+        for name in ["a", "b", "c"] {
+            let name = format!("{name}-{faults_went_away}");
+            stage.make(&name).await;
+            let event = tokio::time::timeout(PATIENCE, stream.next())
+                .await
+                .expect("an event in time");
+            assert!(matches!(event, Some(Ok(WatchEvent::Added(object))) if object.name_any() == name));
+        }
+    }
+}
