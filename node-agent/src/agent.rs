@@ -13,9 +13,12 @@ use std::{
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
 use jiff::Timestamp;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use weir_tunnel::{
-    ca::CertificateAuthority,
+    ca::{CertificateAuthority, Issuer},
     certs::{CertificateStore, Settings},
 };
 use weir_types::{
@@ -27,7 +30,8 @@ use weir_policy::{EffectiveMtls, MtlsMode};
 
 use crate::{
     api,
-    config::ConfigFile,
+    config::{ConfigFile, SameNodeConfig},
+    control::{self, ControlPlane, RemoteIssuer, State},
     datapath::{Datapath, events, preflight, sock_diag},
     enrol::Enrolment,
     flows::FlowLog,
@@ -64,6 +68,10 @@ pub struct Agent {
     ready: AtomicBool,
     config: Mutex<ConfigStatus>,
     faults: Mutex<BTreeMap<&'static str, String>>,
+    /// What is known of the connection to the control plane, if there is one.
+    control: Option<Arc<State>>,
+    /// How pods of this node reach each other, as the file says it.
+    same_node: watch::Sender<SameNodeConfig>,
 }
 
 /// Runs the agent until it is told to stop.
@@ -73,7 +81,7 @@ pub struct Agent {
 pub async fn run(
     file: PathBuf,
     config: ConfigFile,
-    ca: CertificateAuthority,
+    ca: Option<CertificateAuthority>,
     seen: reload::Seen,
     cgroup: PathBuf,
 ) -> anyhow::Result<()> {
@@ -87,7 +95,16 @@ pub async fn run(
         lifetime: config.certificates.lifetime.value.0,
         ..Settings::new(config.trust_domain.clone())
     };
-    let certificates = CertificateStore::new(Arc::new(ca), settings);
+    let control_plane = config
+        .control_plane
+        .as_ref()
+        .map(|own| ControlPlane::new(&own.value));
+    let issuer: Arc<dyn Issuer> = match (ca, &control_plane) {
+        (Some(ca), _) => Arc::new(ca),
+        (None, Some(control_plane)) => Arc::new(RemoteIssuer::new(control_plane.clone())),
+        (None, None) => anyhow::bail!("there is nobody to sign certificates"),
+    };
+    let certificates = CertificateStore::new(issuer, settings);
     let (datapath, ring) = Datapath::load(&config.pin_dir, &cgroup, config.verdict_lease.value.0)?;
     let home =
         NetNs::open("/proc/thread-self/ns/net".as_ref()).context("the agent's own network namespace")?;
@@ -130,9 +147,15 @@ pub async fn run(
             rejected: None,
         }),
         faults: Mutex::default(),
+        control: control_plane
+            .as_ref()
+            .map(|own| Arc::new(State::new(&own.address().to_string()))),
+        same_node: watch::Sender::new(config.same_node.value.clone()),
     });
-    agent.apply(&config)?;
-    tokio::task::block_in_place(|| agent.enrolment.reap());
+    if agent.control.is_none() {
+        agent.apply(&config)?;
+        agent.start();
+    }
     // Once the pods are known: events that waited are then told with their names.
     tokio::spawn(record_events(agent.clone(), ring));
     tokio::spawn(heartbeat(
@@ -149,9 +172,17 @@ pub async fn run(
     }
     tokio::spawn(api::serve(socket, agent.clone()));
     tokio::spawn(http::serve(port, agent.clone()));
-    agent.ready.store(true, Ordering::Release);
-    tracing::info!(node = agent.node.name, pods = agent.node.pods().len(), cgroup = %cgroup.display(), "ready");
-
+    if let (Some(control_plane), Some(state)) = (control_plane, &agent.control) {
+        let same_node = agent.same_node.subscribe();
+        let domain = config.trust_domain.clone();
+        tokio::spawn(control::follow(
+            agent.clone(),
+            control_plane,
+            state.clone(),
+            domain,
+            same_node,
+        ));
+    }
     let socket_path = config.api.socket.clone();
     tokio::spawn(reload::watch(agent.clone(), file, config, seen));
     stop_signal().await?;
@@ -246,8 +277,30 @@ impl Agent {
     /// # Errors
     /// When the kernel refuses it; the old one stays in force.
     pub fn apply(&self, config: &ConfigFile) -> anyhow::Result<()> {
+        if self.control.is_some() {
+            // All else comes from there.
+            self.same_node.send_replace(config.same_node.value.clone());
+            return Ok(());
+        }
         let previous = self.node.mesh.load_full();
         let (mesh, change) = Mesh::new(config, &previous)?;
+        self.put(mesh, &change, &previous)?;
+        tracing::info!(generation = self.config().generation, "configuration applied");
+        Ok(())
+    }
+
+    /// Says that what there is is known: what an earlier agent left of it is kept, all else goes, and traffic is taken.
+    pub fn start(&self) {
+        tokio::task::block_in_place(|| self.enrolment.reap());
+        self.ready.store(true, Ordering::Release);
+        tracing::info!(node = self.node.name, pods = self.node.pods().len(), "ready");
+    }
+
+    /// Puts a mesh in force.
+    ///
+    /// # Errors
+    /// When the kernel refuses it; the old one stays in force.
+    pub fn put(&self, mesh: Mesh, change: &Change, previous: &Mesh) -> anyhow::Result<()> {
         let mesh = Arc::new(mesh);
         // First the kernel, which forgets what was decided before: a verdict is written only if the configuration that it
         // was decided under is the one that the kernel knew when the connection was made.
@@ -255,14 +308,14 @@ impl Agent {
             self.node.datapath.set_generation(mesh.generation())?;
         }
         self.node.mesh.store(mesh.clone());
-        if let Change::Addresses(addresses) = &change {
+        if let Change::Addresses(addresses) = change {
             self.node.datapath.forget(addresses.iter().copied());
         }
         tokio::task::block_in_place(|| {
             self.enrolment.reconcile();
             if change.is_everything() {
                 revalidate::all(&self.node);
-                self.warn(&mesh, &previous);
+                self.warn(&mesh, previous);
             }
         });
         let generation = mesh.version();
@@ -286,7 +339,6 @@ impl Agent {
         status.rejected = None;
         self.node.metrics.generation.set(i64::from(generation));
         self.node.metrics.config_rejected.set(0);
-        tracing::info!(generation, "configuration applied");
         Ok(())
     }
 
@@ -413,6 +465,7 @@ impl Agent {
             started: self.started,
             ready: self.not_ready().is_none(),
             config,
+            control_plane: self.control.as_ref().map(|state| state.status()),
             pods,
             programs: node.datapath.programs(),
             certificates: node.certificates.status(),

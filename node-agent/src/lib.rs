@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod api;
 pub mod config;
+pub mod control;
 pub mod datapath;
 pub mod enrol;
 pub mod explain;

@@ -97,16 +97,19 @@ fn main() -> ExitCode {
     if let Err(error) = undumpable {
         return report(Err(error).context("core dumps cannot be switched off"));
     }
-    seen.ca(&config.ca.value);
-    let ca = match reload::open_ca(&config.ca.value, &config.trust_domain, !arguments.check) {
-        Ok(ca) => Some(ca),
-        // It would be made now.
-        Err(_) if arguments.check && config.ca.value.dir.as_ref().is_some_and(|dir| !dir.exists()) => None,
-        Err(error) => {
-            eprintln!("weir-agent: {}: ca: {error}", file.display());
-            return ExitCode::from(EXIT_CONFIG);
+    let mut ca = None;
+    if let Some(own) = &config.ca {
+        seen.ca(&own.value);
+        match reload::open_ca(&own.value, &config.trust_domain, !arguments.check) {
+            Ok(opened) => ca = Some(opened),
+            // It would be made now.
+            Err(_) if arguments.check && own.value.dir.as_ref().is_some_and(|dir| !dir.exists()) => {}
+            Err(error) => {
+                eprintln!("weir-agent: {}: ca: {error}", file.display());
+                return ExitCode::from(EXIT_CONFIG);
+            }
         }
-    };
+    }
     if arguments.check {
         println!(
             "{}: the configuration is right, and this machine has what it takes",
@@ -114,9 +117,6 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    let Some(ca) = ca else {
-        return ExitCode::from(EXIT_CONFIG);
-    };
     report(run(file, config, ca, seen, cgroup))
 }
 
@@ -148,7 +148,7 @@ fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
 fn run(
     file: PathBuf,
     config: config::ConfigFile,
-    ca: CertificateAuthority,
+    ca: Option<CertificateAuthority>,
     seen: reload::Seen,
     cgroup: PathBuf,
 ) -> anyhow::Result<()> {

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub generation: IntGauge,
     /// 1 while the file's newest contents are refused.
     pub config_rejected: IntGauge,
+    /// Whether what is new arrives from the control plane; 1 without one, since files are then what counts.
+    pub control_plane_connected: IntGauge,
     /// Entries in the kernel's connection table.
     pub kernel_connections: IntGauge,
     /// When the first certificate expires, Unix time in seconds.
@@ -113,6 +115,10 @@ impl Metrics {
             generation: gauge(
                 "weir_config_generation",
                 "Generation of the configuration in force.",
+            ),
+            control_plane_connected: gauge(
+                "weir_control_plane_connected",
+                "1 while what is new arrives from the control plane, or none is configured; else 0.",
             ),
             config_rejected: gauge(
                 "weir_config_rejected",

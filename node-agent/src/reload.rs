@@ -88,10 +88,12 @@ pub async fn watch(agent: Arc<Agent>, file: PathBuf, mut applied: ConfigFile, mu
             seen.file = now;
             tokio::task::block_in_place(|| reload(&agent, &file, &mut applied));
         }
-        let now = Stamps::of(&ca_files(&applied.ca.value));
-        if now != seen.ca {
-            seen.ca = now;
-            tokio::task::block_in_place(|| reload_ca(&agent, &applied));
+        if let Some(ca) = &applied.ca {
+            let now = Stamps::of(&ca_files(&ca.value));
+            if now != seen.ca {
+                seen.ca = now;
+                tokio::task::block_in_place(|| reload_ca(&agent, &ca.value, &applied.trust_domain));
+            }
         }
         tokio::task::block_in_place(|| {
             agent.enrolment.reconcile();
@@ -122,10 +124,11 @@ fn reload(agent: &Agent, file: &Path, applied: &mut ConfigFile) {
         });
     match result {
         Ok(config) => {
-            let ca_changed = config.ca.value != applied.ca.value;
+            let ca = |config: &ConfigFile| config.ca.as_ref().map(|ca| ca.value.clone());
+            let changed = ca(&config).filter(|_| ca(&config) != ca(applied));
             *applied = config;
-            if ca_changed {
-                reload_ca(agent, applied);
+            if let Some(ca) = changed {
+                reload_ca(agent, &ca, &applied.trust_domain);
             }
         }
         Err(problem) => {
@@ -135,8 +138,8 @@ fn reload(agent: &Agent, file: &Path, applied: &mut ConfigFile) {
     }
 }
 
-fn reload_ca(agent: &Agent, config: &ConfigFile) {
-    match open_ca(&config.ca.value, &config.trust_domain, false) {
+fn reload_ca(agent: &Agent, config: &CaConfig, trust_domain: &TrustDomain) {
+    match open_ca(config, trust_domain, false) {
         Ok(ca) => {
             tracing::info!("certificate authority reloaded");
             agent.node.certificates.replace_issuer(Arc::new(ca));
@@ -200,6 +203,10 @@ fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
         (
             "certificates",
             old.certificates.lifetime.value != new.certificates.lifetime.value,
+        ),
+        (
+            "controlPlane",
+            old.control_plane.as_ref().map(|c| &c.value) != new.control_plane.as_ref().map(|c| &c.value),
         ),
         ("cgroup", old.cgroup != new.cgroup),
         ("pinDir", old.pin_dir != new.pin_dir),

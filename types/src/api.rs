@@ -86,6 +86,9 @@ pub struct Status {
     pub ready: bool,
     /// The configuration in force.
     pub config: ConfigStatus,
+    /// The control plane, if the agent has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlaneStatus>,
     /// Pods on this node.
     pub pods: Vec<PodStatus>,
     /// Kernel programs.
@@ -122,6 +125,30 @@ pub struct ConfigStatus {
     pub generation: u32,
     /// Why the file's newest contents are not in force, if they are not.
     pub rejected: Option<String>,
+}
+
+/// The control plane that an agent follows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlaneStatus {
+    /// Where it is.
+    pub address: String,
+    /// Whether what is new arrives.
+    pub connected: bool,
+    /// Since when it does, or does not.
+    pub since: Timestamp,
+    /// When something new was put in force last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<Timestamp>,
+    /// Workloads that are known.
+    pub workloads: usize,
+    /// Services that are known.
+    pub services: usize,
+    /// Policies that are known.
+    pub policies: usize,
+    /// Why it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A pod on this node.

@@ -16,6 +16,8 @@ use serde_saphyr::Spanned;
 use weir_policy::istio::{AuthorizationPolicy, PeerAuthentication};
 use weir_types::TrustDomain;
 
+use crate::control::Address;
+
 pub use parse::{ConfigError, load, parse};
 pub use text::HumanDuration;
 
@@ -32,9 +34,15 @@ pub struct ConfigFile {
     /// Other trust domains whose identities are accepted from peers whose certificates chain to a trusted root.
     #[serde(default)]
     pub trust_domain_aliases: Vec<TrustDomain>,
-    /// Who signs the workloads' certificates. Re-read when its files change.
-    #[schemars(with = "CaConfig")]
-    pub ca: Spanned<CaConfig>,
+    /// Who signs the workloads' certificates, unless a control plane does. Re-read when its files change.
+    #[serde(default)]
+    #[schemars(with = "Option<CaConfig>")]
+    pub ca: Option<Spanned<CaConfig>>,
+    /// The control plane. With one, workloads, services, policies and this node's pods come from it, and the file has none.
+    /// Fixed at start.
+    #[serde(default)]
+    #[schemars(with = "Option<ControlPlaneConfig>")]
+    pub control_plane: Option<Spanned<ControlPlaneConfig>>,
     /// The workloads' certificates.
     #[serde(default)]
     pub certificates: CertificatesConfig,
@@ -111,6 +119,22 @@ pub struct CaConfig {
     /// PEM files with more roots to trust: those of other CAs, and the old or the new one during a rotation.
     #[serde(default)]
     pub roots: Vec<PathBuf>,
+}
+
+/// The control plane: `weir-control`, or istiod.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ControlPlaneConfig {
+    /// Host and port of its delta ADS and certificate service.
+    #[schemars(with = "String")]
+    pub address: Spanned<Address>,
+    /// PEM file with the roots that its certificate must chain to. Read at each connection.
+    pub roots: PathBuf,
+    /// File with the token by which the agent shows who it is: a projected token of its own pod. Read at each call.
+    pub token: PathBuf,
+    /// The cluster's name, as the control plane knows it.
+    #[serde(default = "defaults::cluster")]
+    pub cluster: String,
 }
 
 /// The workloads' certificates.
@@ -318,6 +342,10 @@ mod defaults {
 
     pub(super) fn pin_dir() -> PathBuf {
         PathBuf::from("/sys/fs/bpf/weir")
+    }
+
+    pub(super) fn cluster() -> String {
+        "Kubernetes".to_owned()
     }
 
     pub(super) fn service_account() -> String {

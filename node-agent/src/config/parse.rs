@@ -187,7 +187,7 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
     if !FLOW_CAPACITY.contains(&flows.value.capacity) {
         return expected(flows.referenced, "flows.capacity", "1 to 1,000,000");
     }
-    check_ca(&config.ca.value).map_err(|problem| Problem::new(config.ca.referenced, "ca", problem))?;
+    check_source(config)?;
     let lifetime = &config.certificates.lifetime;
     if lifetime.value.0 < LIFETIME.0 || lifetime.value.0 > LIFETIME.1 {
         return Err(Problem::new(
@@ -209,6 +209,10 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
     check_pods(config, &workloads)?;
     check_services(config, &workloads)?;
     let (same_node, at) = (&config.same_node.value, config.same_node.referenced);
+    // With a control plane the file knows no workloads.
+    if config.control_plane.is_some() {
+        return Ok(());
+    }
     if let Some(uid) = same_node
         .workloads
         .keys()
@@ -274,6 +278,51 @@ fn check_policies(config: &ConfigFile) -> Result<(), Problem> {
 
 fn own_name(namespace: &str, name: &str) -> String {
     format!("expected a name of its own; '{namespace}/{name}' stands above")
+}
+
+/// Where all that the file does not say comes from.
+fn check_source(config: &ConfigFile) -> Result<(), Problem> {
+    let Some(control) = &config.control_plane else {
+        let Some(ca) = &config.ca else {
+            let problem = "expected 'ca', or 'controlPlane'";
+            return Err(Problem::new(Location::UNKNOWN, "(file)", problem));
+        };
+        return check_ca(&ca.value).map_err(|problem| Problem::new(ca.referenced, "ca", problem));
+    };
+    if let Some(ca) = &config.ca {
+        let problem = "expected either 'ca' or 'controlPlane', not both";
+        return Err(Problem::new(ca.referenced, "ca", problem));
+    }
+    let lists = [
+        ("pods", config.pods.first().map(|p| p.referenced)),
+        ("workloads", config.workloads.first().map(|w| w.referenced)),
+        ("services", config.services.first().map(|s| s.referenced)),
+        (
+            "authorizationPolicies",
+            config.authorization_policies.first().map(|p| p.referenced),
+        ),
+        (
+            "peerAuthentications",
+            config.peer_authentications.first().map(|p| p.referenced),
+        ),
+    ];
+    for (field, first) in lists {
+        if let Some(at) = first {
+            let problem = "expected none: with a control plane they come from there";
+            return Err(Problem::new(at, field, problem));
+        }
+    }
+    for (field, path) in [("roots", &control.value.roots), ("token", &control.value.token)] {
+        if !path.is_absolute() {
+            let field = format!("controlPlane.{field}");
+            return Err(Problem::new(
+                control.referenced,
+                field,
+                "expected an absolute path",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_ca(ca: &CaConfig) -> Result<(), &'static str> {

@@ -81,6 +81,8 @@ pub struct Received {
     /// Policies that there were: who still names one is behind.
     removed: HashSet<Arc<str>>,
     pods: BTreeMap<String, PodSource>,
+    /// Whether the mesh that was made last is not in force.
+    is_behind: bool,
 }
 
 // === impl Received ===
@@ -98,7 +100,13 @@ impl Received {
             policies: BTreeMap::new(),
             removed: HashSet::new(),
             pods: BTreeMap::new(),
+            is_behind: false,
         }
+    }
+
+    /// Says that the mesh that was made last was not put in force: the next is made from all that is known.
+    pub fn fall_behind(&mut self) {
+        self.is_behind = true;
     }
 
     /// How many workloads, services and policies are known.
@@ -107,12 +115,9 @@ impl Received {
         (self.workloads.len(), self.services.len(), self.policies.len())
     }
 
-    /// The names of what is known, for a control plane that is to send what changed since.
-    pub fn names(&self) -> (impl Iterator<Item = &String>, impl Iterator<Item = &Arc<str>>) {
-        (
-            self.workloads.keys().chain(self.services.keys()),
-            self.policies.keys(),
-        )
+    /// Changes how pods of this node reach each other.
+    pub fn set_same_node(&mut self, same_node: SameNodeConfig) {
+        self.same_node = same_node;
     }
 
     /// Takes changes in. Gives the mesh that follows `previous`, and what is different.
@@ -138,7 +143,7 @@ impl Received {
                 None => self.pods.remove(&uid),
             };
         }
-        if policies_changed || previous.version == 0 {
+        if policies_changed || previous.version == 0 || std::mem::take(&mut self.is_behind) {
             mesh.policies = self.compile();
             // What applies to a workload is kept with it: all are made anew.
             for (source, workload) in self.workloads.values_mut() {
@@ -371,3 +376,6 @@ fn made(source: &WorkloadSource) -> Workload {
         policies: OnceLock::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+use std::collections::BTreeMap as Map;
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+use weir_policy::{Action, Rule, Scope};
+
+use super::*;
+use crate::{
+    config::{InternalTrafficPolicy, ServicePort},
+    mesh::Destination,
+};
+
+const UIDS: [&str; 3] = ["w1", "w2", "w3"];
+const SERVICES: [&str; 2] = ["a/s", "a/t"];
+const ADDRESSES: [&str; 3] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+const VIPS: [&str; 2] = ["10.96.0.1", "10.96.0.2"];
+const POLICIES: [&str; 2] = ["a/p", "a/q"];
+
+#[derive(Debug, Clone)]
+enum Event {
+    Workload(String, Option<WorkloadSource>),
+    Service(String, Option<ServiceSource>),
+    Policy(Arc<str>, Option<Authorization>),
+    Pod(String, Option<PodSource>),
+}
+
+fn workload() -> impl Strategy<Value = (String, Option<WorkloadSource>)> {
+    let services = proptest::collection::btree_map(
+        select(&SERVICES[..]).prop_map(str::to_owned),
+        (8080..=8081_u16).prop_map(|port| vec![(80, port)]),
+        0..=2,
+    );
+    let policies = vec(select(&POLICIES[..]).prop_map(Arc::from), 0..=1);
+    let parts = (
+        0..UIDS.len(),
+        any::<bool>(),
+        services,
+        policies,
+        any::<bool>(),
+        select(&["n1", "n2"][..]),
+    );
+    option::weighted(0.8, parts.clone()).prop_flat_map(move |known| {
+        (Just(known), 0..UIDS.len()).prop_map(|(known, index)| {
+            let uid = UIDS[index].to_owned();
+            let source = known.map(
+                |(_, has_address, services, policies, healthy, node)| WorkloadSource {
+                    uid: uid.clone(),
+                    name: uid.clone(),
+                    identity: "spiffe://td/ns/a/sa/x".parse().unwrap(),
+                    // The control plane gives an address to one workload at a time.
+                    addresses: has_address
+                        .then(|| ADDRESSES[index].parse().unwrap())
+                        .into_iter()
+                        .collect(),
+                    host_network: false,
+                    node: node.to_owned(),
+                    zone: None,
+                    tunnel: TunnelProtocol::Hbone,
+                    policies,
+                    services,
+                    healthy,
+                },
+            );
+            (uid, source)
+        })
+    })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let service = (0..SERVICES.len(), option::weighted(0.8, any::<bool>())).prop_map(|(index, known)| {
+        let port = |port: u16| ServicePort {
+            port: port.try_into().unwrap(),
+            target_port: None,
+        };
+        let source = known.map(|two| ServiceSource {
+            name: SERVICES[index].into(),
+            addresses: vec![VIPS[index].parse().unwrap()],
+            ports: if two {
+                vec![port(80), port(81)]
+            } else {
+                vec![port(80)]
+            },
+            subject_alt_names: Vec::new(),
+            distribution: None,
+            policy: InternalTrafficPolicy::Cluster,
+        });
+        Event::Service(SERVICES[index].to_owned(), source)
+    });
+    let policy = (select(&POLICIES[..]), option::weighted(0.7, any::<bool>())).prop_map(|(name, known)| {
+        let policy = known.map(|allow| Authorization {
+            name: name.to_owned(),
+            namespace: "a".to_owned(),
+            scope: Scope::Listed,
+            action: if allow { Action::Allow } else { Action::Deny },
+            rules: vec![Rule::default()],
+            dry_run: false,
+        });
+        Event::Policy(name.into(), policy)
+    });
+    let pod = (select(&UIDS[..]), option::weighted(0.7, Just(()))).prop_map(|(uid, known)| {
+        let pod = known.map(|()| PodSource {
+            workload: uid.to_owned(),
+            netns: NetNsRef::Pod(uid.into()),
+            probe_ports: Vec::new(),
+        });
+        Event::Pod(uid.to_owned(), pod)
+    });
+    prop_oneof![
+        3 => workload().prop_map(|(uid, source)| Event::Workload(uid, source)),
+        2 => service,
+        1 => policy,
+        1 => pod,
+    ]
+}
+
+fn update(events: impl IntoIterator<Item = Event>) -> Update {
+    let mut update = Update::default();
+    for event in events {
+        match event {
+            Event::Workload(uid, source) => update.workloads.push((uid, source)),
+            Event::Service(name, source) => update.services.push((name, source)),
+            Event::Policy(name, policy) => update.policies.push((name, policy)),
+            Event::Pod(uid, pod) => update.pods.push((uid, pod)),
+        }
+    }
+    update
+}
+
+/// What can be seen of a mesh, in words.
+fn seen(mesh: &Mesh) -> Map<String, String> {
+    let mut seen = Map::new();
+    for text in ADDRESSES.iter().chain(&VIPS) {
+        let address: IpAddr = text.parse().unwrap();
+        let what = match mesh.destination(address) {
+            Destination::Outside => "outside".to_owned(),
+            Destination::Workload(workload) => format!("{} {:?}", workload.uid, workload.listed),
+            Destination::Service(service) => {
+                let mut backends = service.backends(80, true, None, 0).unwrap();
+                backends.sort_by_key(|backend| backend.address);
+                let backends = backends.iter().map(|backend| {
+                    let workload = backend.workload.as_ref().unwrap();
+                    format!("{} {} {:?}", backend.address, workload.uid, workload.listed)
+                });
+                format!(
+                    "{} {} {:?}",
+                    service.name,
+                    service.is_here,
+                    backends.collect::<Vec<_>>()
+                )
+            }
+        };
+        seen.insert((*text).to_owned(), what);
+    }
+    for workload in mesh.workloads() {
+        let policies = mesh.policies_of(workload);
+        let denied = format!(
+            "{:?}",
+            policies
+                .names()
+                .map(|policy| policy.name.clone())
+                .collect::<Vec<_>>()
+        );
+        seen.insert(workload.uid.clone(), format!("{} {denied}", workload.node));
+    }
+    seen.insert("local".to_owned(), format!("{:?}", mesh.local().keys()));
+    seen
+}
+
+fn name(event: &Event) -> String {
+    match event {
+        Event::Workload(uid, _) => format!("workload {uid}"),
+        Event::Service(name, _) => format!("service {name}"),
+        Event::Policy(name, _) => format!("policy {name}"),
+        Event::Pod(uid, _) => format!("pod {uid}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2048, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_comes_piece_by_piece_makes_the_mesh_that_comes_at_once(events in vec(event(), 1..40), batch in 1..5_usize) {
+        let mut received = Received::new("n1", SameNodeConfig::default());
+        let mut mesh = Mesh::nothing(0);
+        for events in events.chunks(batch) {
+            let before = seen(&mesh);
+            let (next, change) = received.apply(update(events.to_vec()), &mesh);
+            // Whatever leads elsewhere now, the kernel is told to forget.
+            if let Change::Addresses(addresses) = &change {
+                let after = seen(&next);
+                for text in ADDRESSES.iter().chain(&VIPS) {
+                    let address: IpAddr = text.parse().unwrap();
+                    prop_assert!(before[*text] == after[*text] || addresses.contains(&address), "{text}");
+                }
+            }
+            mesh = next;
+        }
+        let last: Map<String, Event> = events.into_iter().map(|event| (name(&event), event)).collect();
+        let gone = |event: &Event| matches!(event, Event::Policy(_, None));
+        // A policy that was removed is not one that was never seen.
+        let mut whole = Received::new("n1", SameNodeConfig::default());
+        let (first, _) = whole.apply(update(last.values().filter(|e| gone(e)).cloned()), &Mesh::nothing(0));
+        let (at_once, _) = whole.apply(update(last.into_values()), &first);
+        let (mut piecewise, mut expected) = (seen(&mesh), seen(&at_once));
+        for seen in [&mut piecewise, &mut expected] {
+            // Who names a policy that nobody has seen yet, or that is gone, depends on the way here.
+            seen.retain(|key, _| !UIDS.contains(&key.as_str()));
+        }
+        prop_assert_eq!(piecewise, expected);
+    }
+}
