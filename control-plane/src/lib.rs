@@ -5,3 +5,5 @@
 pub mod ads;
 pub mod cluster;
 pub mod compile;
+pub mod engine;
+pub mod watch;

@@ -1,0 +1,64 @@
+//! The kinds that are watched.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use kube::{Api, Client};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{Batch, Convert, run};
+use crate::cluster::{EndpointSlice, Event, Namespace, Node, Pod, Service, parse::name_of};
+
+/// Starts watching. Gives the kinds that are watched: each tells when all its objects are known.
+pub fn start(client: &Client, batches: &mpsc::Sender<Batch>, tasks: &mut JoinSet<()>) -> Vec<&'static str> {
+    let mut kinds = Vec::new();
+    let mut add = |kind: &'static str| {
+        kinds.push(kind);
+        kind
+    };
+    let pods = Convert {
+        kind: add("Pod"),
+        name: |pod: &core::Pod| name_of(&pod.metadata),
+        there: Box::new(|pod, name| Some(Event::Pod(name, Some(Box::new(Pod::parse(pod)?))))),
+        gone: Box::new(|name| Event::Pod(name, None)),
+    };
+    tasks.spawn(run(Api::all(client.clone()), pods, batches.clone()));
+    let services = Convert {
+        kind: add("Service"),
+        name: |service: &core::Service| name_of(&service.metadata),
+        there: Box::new(|service, name| Some(Event::Service(name, Some(Service::parse(service)?)))),
+        gone: Box::new(|name| Event::Service(name, None)),
+    };
+    tasks.spawn(run(Api::all(client.clone()), services, batches.clone()));
+    let slices = Convert {
+        kind: add("EndpointSlice"),
+        name: |slice: &discovery::EndpointSlice| name_of(&slice.metadata),
+        there: Box::new(|slice, name| Some(Event::EndpointSlice(name, Some(EndpointSlice::parse(slice)?)))),
+        gone: Box::new(|name| Event::EndpointSlice(name, None)),
+    };
+    tasks.spawn(run(Api::all(client.clone()), slices, batches.clone()));
+    let namespaces = Convert {
+        kind: add("Namespace"),
+        name: |namespace: &core::Namespace| cluster_name(namespace.metadata.name.as_deref()),
+        there: Box::new(|namespace, name| {
+            Some(Event::Namespace(
+                name,
+                Some(Namespace::parse(&namespace.metadata)),
+            ))
+        }),
+        gone: Box::new(|name| Event::Namespace(name, None)),
+    };
+    tasks.spawn(run(Api::all(client.clone()), namespaces, batches.clone()));
+    let nodes = Convert {
+        kind: add("Node"),
+        name: |node: &core::Node| cluster_name(node.metadata.name.as_deref()),
+        there: Box::new(|node, name| Some(Event::Node(name, Some(Node::parse(node))))),
+        gone: Box::new(|name| Event::Node(name, None)),
+    };
+    tasks.spawn(run(Api::all(client.clone()), nodes, batches.clone()));
+    kinds
+}
+
+fn cluster_name(name: Option<&str>) -> Option<Arc<str>> {
+    name.map(Into::into)
+}

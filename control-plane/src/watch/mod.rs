@@ -1,0 +1,214 @@
+//! Watching the API server: objects go in as they come, events for the compiler come out.
+//!
+//! A watch that breaks is taken up again, with a new list where the API server has forgotten the place (410 Gone); what went
+//! away meanwhile is found by comparing names. So nothing is missed, and what comes twice changes nothing.
+
+mod kinds;
+
+use std::{collections::HashSet, fmt::Debug, hash::Hash, time::Duration};
+
+use futures_util::{Stream, StreamExt as _};
+use kube::{
+    Api, Resource,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use crate::cluster::Event;
+
+pub use kinds::start;
+
+/// Objects that a list brings at once: a page of pods is some megabytes.
+const PAGE: u32 = 500;
+/// The API server ends a watch after this long, and the next one begins where it was.
+const WATCH_TIMEOUT: u32 = 290;
+/// Sets of events that wait for the compiler.
+pub const QUEUE: usize = 256;
+/// An error that lasts is logged this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// Not found: the kind is not there.
+const NOT_FOUND: u16 = 404;
+
+/// What a watch has to tell.
+#[derive(Debug)]
+pub struct Batch {
+    /// The kind that it is of.
+    pub kind: &'static str,
+    /// What happened.
+    pub events: Vec<Event>,
+    /// Whether all objects of the kind are known now.
+    pub synced: bool,
+}
+
+/// How objects of a kind become events.
+struct Convert<K, N> {
+    kind: &'static str,
+    name: fn(&K) -> Option<N>,
+    /// The object as it concerns the mesh; `None` if it does not.
+    there: Box<dyn Fn(&K, N) -> Option<Event> + Send + Sync>,
+    gone: Box<dyn Fn(N) -> Event + Send + Sync>,
+}
+
+/// Watches a kind for ever.
+async fn run<K, N>(api: Api<K>, convert: Convert<K, N>, batches: mpsc::Sender<Batch>)
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    N: Clone + Eq + Hash,
+{
+    let config = watcher::Config::default().page_size(PAGE).timeout(WATCH_TIMEOUT);
+    let events = watcher(api, config).default_backoff();
+    Watch::new(convert).follow(events, batches).await;
+}
+
+struct Watch<K, N> {
+    convert: Convert<K, N>,
+    /// What the compiler knows.
+    known: HashSet<N>,
+    /// What the list that is under way has brought.
+    listed: HashSet<N>,
+    events: Vec<Event>,
+    is_listing: bool,
+    failing_since: Option<tokio::time::Instant>,
+    logged: Option<tokio::time::Instant>,
+}
+
+// === impl Watch ===
+
+impl<K, N> Watch<K, N>
+where
+    N: Clone + Eq + Hash,
+{
+    fn new(convert: Convert<K, N>) -> Self {
+        Self {
+            convert,
+            known: HashSet::new(),
+            listed: HashSet::new(),
+            events: Vec::new(),
+            is_listing: false,
+            failing_since: None,
+            logged: None,
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>>,
+        batches: mpsc::Sender<Batch>,
+    ) {
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            let batch = match event {
+                Ok(event) => {
+                    self.failing_since = None;
+                    self.take(event)
+                }
+                Err(error) => self.failed(&error),
+            };
+            if let Some(batch) = batch
+                && batches.send(batch).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Takes an event in; gives what there is to tell.
+    fn take(&mut self, event: watcher::Event<K>) -> Option<Batch> {
+        match event {
+            watcher::Event::Init => {
+                self.is_listing = true;
+                self.listed.clear();
+                self.events.clear();
+                None
+            }
+            watcher::Event::InitApply(object) => {
+                self.apply(&object);
+                None
+            }
+            watcher::Event::InitDone => {
+                self.is_listing = false;
+                // What was there before and is not in the list is gone.
+                let listed = std::mem::take(&mut self.listed);
+                let gone: Vec<N> = self
+                    .known
+                    .iter()
+                    .filter(|name| !listed.contains(*name))
+                    .cloned()
+                    .collect();
+                for name in gone {
+                    self.known.remove(&name);
+                    self.events.push((self.convert.gone)(name));
+                }
+                Some(self.batch(true))
+            }
+            watcher::Event::Apply(object) => {
+                self.apply(&object);
+                self.tell()
+            }
+            watcher::Event::Delete(object) => {
+                let name = (self.convert.name)(&object)?;
+                if self.known.remove(&name) {
+                    self.events.push((self.convert.gone)(name));
+                }
+                self.tell()
+            }
+        }
+    }
+
+    fn apply(&mut self, object: &K) {
+        let Some(name) = (self.convert.name)(object) else {
+            return;
+        };
+        match (self.convert.there)(object, name.clone()) {
+            Some(event) => {
+                self.events.push(event);
+                if self.is_listing {
+                    self.listed.insert(name.clone());
+                }
+                self.known.insert(name);
+            }
+            // It concerns the mesh no more.
+            None if self.known.remove(&name) => self.events.push((self.convert.gone)(name)),
+            None => {}
+        }
+    }
+
+    fn tell(&mut self) -> Option<Batch> {
+        (!self.is_listing && !self.events.is_empty()).then(|| self.batch(false))
+    }
+
+    fn batch(&mut self, synced: bool) -> Batch {
+        Batch {
+            kind: self.convert.kind,
+            events: std::mem::take(&mut self.events),
+            synced,
+        }
+    }
+
+    /// A kind that is not there has no objects; all other errors pass, or are for people to see.
+    fn failed(&mut self, error: &watcher::Error) -> Option<Batch> {
+        let now = tokio::time::Instant::now();
+        self.failing_since.get_or_insert(now);
+        if self.logged.is_none_or(|last| now - last >= LOG_INTERVAL) {
+            self.logged = Some(now);
+            tracing::warn!(kind = self.convert.kind, %error, "watching is interrupted; trying again");
+        }
+        let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else {
+            return None;
+        };
+        if status.code != NOT_FOUND {
+            return None;
+        }
+        let gone: Vec<N> = self.known.drain().collect();
+        self.events
+            .extend(gone.into_iter().map(|name| (self.convert.gone)(name)));
+        Some(self.batch(true))
+    }
+}
+
+#[cfg(test)]
+mod tests;

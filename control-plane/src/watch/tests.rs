@@ -1,0 +1,98 @@
+use k8s_openapi::api::core::v1 as core;
+use serde_json::json;
+
+use super::*;
+use crate::cluster::Namespace;
+
+fn watch() -> Watch<core::Namespace, std::sync::Arc<str>> {
+    Watch::new(Convert {
+        kind: "Namespace",
+        name: |namespace| namespace.metadata.name.as_deref().map(Into::into),
+        // One that ends concerns nobody.
+        there: Box::new(|namespace, name| {
+            let ends = namespace.metadata.deletion_timestamp.is_some();
+            (!ends).then(|| Event::Namespace(name, Some(Namespace::parse(&namespace.metadata))))
+        }),
+        gone: Box::new(|name| Event::Namespace(name, None)),
+    })
+}
+
+fn namespace(name: &str, ends: bool) -> core::Namespace {
+    let ends = ends.then_some("2026-01-01T00:00:00Z");
+    let object = json!({ "metadata": { "name": name, "deletionTimestamp": ends } });
+    serde_json::from_value(object).unwrap()
+}
+
+/// Names, with a minus for what is gone.
+fn told(batch: Option<Batch>) -> (Vec<String>, bool) {
+    let Some(batch) = batch else {
+        return (Vec::new(), false);
+    };
+    let events = batch.events.into_iter().map(|event| match event {
+        Event::Namespace(name, Some(_)) => name.to_string(),
+        Event::Namespace(name, None) => format!("-{name}"),
+        other => panic!("{other:?}"),
+    });
+    (events.collect(), batch.synced)
+}
+
+#[test]
+fn a_list_is_told_as_a_whole_and_says_what_went_away_meanwhile() {
+    let mut watch = watch();
+    let list = |watch: &mut Watch<_, _>, names: &[&str]| {
+        assert!(watch.take(watcher::Event::Init).is_none());
+        for name in names {
+            assert!(
+                watch
+                    .take(watcher::Event::InitApply(namespace(name, false)))
+                    .is_none()
+            );
+        }
+        told(watch.take(watcher::Event::InitDone))
+    };
+    assert_eq!(
+        list(&mut watch, &["a", "b"]),
+        (vec!["a".to_owned(), "b".to_owned()], true)
+    );
+    let (mut again, synced) = list(&mut watch, &["b", "c"]);
+    again.sort();
+    assert_eq!(
+        (again, synced),
+        (vec!["-a".to_owned(), "b".to_owned(), "c".to_owned()], true)
+    );
+    // A list that broke off says nothing.
+    watch.take(watcher::Event::Init);
+    watch.take(watcher::Event::InitApply(namespace("b", false)));
+    assert_eq!(
+        list(&mut watch, &["c"]),
+        (vec!["c".to_owned(), "-b".to_owned()], true)
+    );
+}
+
+#[test]
+fn what_happens_is_told_at_once_and_what_was_never_known_is_not_gone() {
+    let mut watch = watch();
+    watch.take(watcher::Event::Init);
+    watch.take(watcher::Event::InitDone);
+    let mut apply = |name, ends| told(watch.take(watcher::Event::Apply(namespace(name, ends)))).0;
+    assert_eq!(apply("a", false), ["a"]);
+    assert_eq!(apply("a", true), ["-a"], "it concerns nobody any more");
+    assert_eq!(apply("b", true), [""; 0]);
+    let mut delete = |name| told(watch.take(watcher::Event::Delete(namespace(name, false)))).0;
+    assert_eq!(delete("a"), [""; 0]);
+    assert_eq!(delete("z"), [""; 0]);
+}
+
+#[test]
+fn a_kind_that_is_not_there_has_no_objects() {
+    let mut watch = watch();
+    watch.take(watcher::Event::Init);
+    watch.take(watcher::Event::InitApply(namespace("a", false)));
+    watch.take(watcher::Event::InitDone);
+    let error = |code: u16| {
+        let status = kube::core::Status::failure("no", "no").with_code(code);
+        watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
+    };
+    assert!(watch.failed(&error(500)).is_none(), "it may be back in a moment");
+    assert_eq!(told(watch.failed(&error(404))), (vec!["-a".to_owned()], true));
+}
