@@ -69,6 +69,23 @@ fn print(out: &mut impl io::Write, state: &State) -> io::Result<()> {
         config.generation,
         ago(config.applied)
     )?;
+    if let Some(control) = &state.control_plane {
+        let connected = if control.connected {
+            paint(GOOD, "connected")
+        } else {
+            paint(BAD, "not connected")
+        };
+        let updated = control.updated.map_or_else(|| "never".to_owned(), ago);
+        writeln!(
+            out,
+            "control plane {} {connected} for {}; {} workloads, {} services, {} policies, last change {updated}",
+            clean(&control.address),
+            age(control.since),
+            control.workloads,
+            control.services,
+            control.policies,
+        )?;
+    }
     writeln!(
         out,
         "flows {} recorded, {}; {} connections in the kernel's table; up {}",

@@ -21,12 +21,7 @@ use weir_tunnel::{
     ca::{CertificateAuthority, Issuer},
     certs::{CertificateStore, Settings},
 };
-use weir_types::{
-    TrafficDirection,
-    api::{ConfigStatus, PodStatus, Status},
-};
-
-use weir_policy::{EffectiveMtls, MtlsMode};
+use weir_types::{TrafficDirection, api::ConfigStatus};
 
 use crate::{
     api,
@@ -39,7 +34,7 @@ use crate::{
     mesh::{Change, Mesh},
     metrics::{Metrics, direction},
     netns::NetNs,
-    node::{Node, Pod},
+    node::Node,
     observe, reload, revalidate,
     serve::Serve,
 };
@@ -63,13 +58,13 @@ pub struct Agent {
     pub node: Arc<Node>,
     /// Pods coming and going.
     pub enrolment: Enrolment,
-    trust_domain: String,
-    started: Timestamp,
+    pub(crate) trust_domain: String,
+    pub(crate) started: Timestamp,
     ready: AtomicBool,
     config: Mutex<ConfigStatus>,
-    faults: Mutex<BTreeMap<&'static str, String>>,
+    pub(crate) faults: Mutex<BTreeMap<&'static str, String>>,
     /// What is known of the connection to the control plane, if there is one.
-    control: Option<Arc<State>>,
+    pub(crate) control: Option<Arc<State>>,
     /// How pods of this node reach each other, as the file says it.
     same_node: watch::Sender<SameNodeConfig>,
 }
@@ -175,6 +170,7 @@ pub async fn run(
     if let (Some(control_plane), Some(state)) = (control_plane, &agent.control) {
         let same_node = agent.same_node.subscribe();
         let domain = config.trust_domain.clone();
+        tokio::spawn(control::report(agent.clone(), control_plane.clone()));
         tokio::spawn(control::follow(
             agent.clone(),
             control_plane,
@@ -404,82 +400,6 @@ impl Agent {
         }
     }
 
-    /// What `weir status` shows.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let node = &self.node;
-        let config = self.config().clone();
-        let problems = self.enrolment.problems();
-        let mesh = node.mesh.load();
-        let pods: Vec<PodStatus> = mesh
-            .local()
-            .values()
-            .map(|local| {
-                let pod = node.pod(&local.workload.uid);
-                let policies = mesh.policies_of(&local.workload);
-                PodStatus {
-                    uid: local.workload.uid.clone(),
-                    namespace: local.workload.identity.namespace().to_owned(),
-                    name: local.workload.name.clone(),
-                    identity: local.workload.identity.clone(),
-                    addresses: local.workload.addresses.clone(),
-                    enrolled: pod.is_some(),
-                    mode: mode(policies.mtls()),
-                    same_node: pod.as_ref().map(|pod| same_node(node, &mesh, pod)),
-                    policies: policies.names().count() as u64,
-                    problem: problems.get(&local.workload.uid).cloned(),
-                    connections: pod.map_or(0, |pod| pod.connections.load(Ordering::Relaxed)),
-                }
-            })
-            .collect();
-        let uid = |key: weir_tunnel::PodKey| {
-            let pod = node.pod_by_handle(crate::datapath::PodHandle(key.0));
-            pod.map_or_else(|| format!("handle {}", key.0), |pod| pod.workload.uid.clone())
-        };
-        let mut errors: Vec<String> = problems
-            .iter()
-            .map(|(uid, problem)| format!("pod {uid}: {problem}"))
-            .collect();
-        errors.extend(
-            config
-                .rejected
-                .clone()
-                .map(|problem| format!("configuration rejected: {problem}")),
-        );
-        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        errors.extend(
-            faults
-                .into_iter()
-                .map(|(part, problem)| format!("{part}: {problem}")),
-        );
-        let failing = node.certificates.problems();
-        errors.extend(
-            failing
-                .into_iter()
-                .map(|(identity, problem)| format!("certificate of {identity}: {problem}")),
-        );
-        Status {
-            node: node.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            trust_domain: self.trust_domain.clone(),
-            started: self.started,
-            ready: self.not_ready().is_none(),
-            config,
-            control_plane: self.control.as_ref().map(|state| state.status()),
-            pods,
-            programs: node.datapath.programs(),
-            certificates: node.certificates.status(),
-            roots: node.certificates.roots(),
-            tunnels: node.tunnels.status(uid),
-            flows_recorded: node.flows.recorded(),
-            flows_lost: node.flows.lost(),
-            refusals: node.metrics.refusals(),
-            kernel_connections: node.datapath.connection_count(),
-            warnings: mesh.warnings().iter().map(ToString::to_string).collect(),
-            errors,
-        }
-    }
-
     /// Takes no new connections and waits for the open ones, a while.
     async fn drain(&self) {
         self.node.drain.cancel();
@@ -497,41 +417,8 @@ impl Agent {
         }
     }
 
-    fn config(&self) -> MutexGuard<'_, ConfigStatus> {
+    pub(crate) fn config(&self) -> MutexGuard<'_, ConfigStatus> {
         // Its fields stand for themselves, so a panic elsewhere does not spoil it.
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// `PERMISSIVE`, or `STRICT, port 8080 PERMISSIVE`.
-fn mode(mtls: &EffectiveMtls) -> String {
-    let name = |mode| match mode {
-        MtlsMode::Permissive => "PERMISSIVE",
-        MtlsMode::Strict => "STRICT",
-    };
-    let mut text = name(mtls.default_mode()).to_owned();
-    for (port, mode) in mtls
-        .ports()
-        .iter()
-        .filter(|(_, mode)| **mode != mtls.default_mode())
-    {
-        text.push_str(&format!(", port {port} {}", name(*mode)));
-    }
-    text
-}
-
-/// How another pod of this node that hangs on the network as this one does reaches it.
-fn same_node(node: &Node, mesh: &Mesh, pod: &Pod) -> String {
-    let uid = &pod.workload.uid;
-    let Some(address) = pod.workload.addresses.first() else {
-        return String::new();
-    };
-    // A port that has no mode of its own.
-    let known = node
-        .router(mesh)
-        .same_node(uid, uid, (*address, 0).into(), *address);
-    known.map_or_else(String::new, |same_node| {
-        let how = if same_node.direct { "direct" } else { "mtls" };
-        format!("{how} ({})", same_node.why)
-    })
 }

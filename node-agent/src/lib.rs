@@ -28,3 +28,4 @@ pub mod route;
 pub mod same_node;
 pub mod serve;
 pub mod sockets;
+mod status;

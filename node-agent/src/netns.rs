@@ -44,6 +44,17 @@ fn home() -> io::Result<BorrowedFd<'static>> {
         .map_err(|error| io::Error::new(error.kind(), error.to_string()))
 }
 
+impl NetNsRef {
+    /// The UID of the Kubernetes pod, if it is found by that.
+    #[must_use]
+    pub fn pod_uid(&self) -> Option<&str> {
+        match self {
+            Self::File(_) => None,
+            Self::Pod(uid) => Some(uid),
+        }
+    }
+}
+
 impl fmt::Display for NetNsRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -7,11 +7,13 @@
 mod channel;
 mod decode;
 mod issuer;
+mod report;
 mod state;
 mod stream;
 
 pub use channel::{Address, ControlPlane};
 pub use issuer::RemoteIssuer;
+pub use report::report;
 pub use state::State;
 pub use stream::follow;
 

@@ -1,0 +1,135 @@
+//! What `weir status` shows.
+
+use std::sync::{PoisonError, atomic::Ordering};
+
+use weir_policy::{EffectiveMtls, MtlsMode};
+use weir_types::api::{PodStatus, Status};
+
+use crate::{
+    agent::Agent,
+    mesh::Mesh,
+    node::{Node, Pod},
+};
+
+impl Agent {
+    /// What `weir status` shows.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let node = &self.node;
+        let config = self.config().clone();
+        let problems = self.enrolment.problems();
+        let mesh = node.mesh.load();
+        let pods: Vec<PodStatus> = mesh
+            .local()
+            .values()
+            .map(|local| {
+                let pod = node.pod(&local.workload.uid);
+                let policies = mesh.policies_of(&local.workload);
+                PodStatus {
+                    uid: local.workload.uid.clone(),
+                    namespace: local.workload.identity.namespace().to_owned(),
+                    name: local.workload.name.clone(),
+                    identity: local.workload.identity.clone(),
+                    addresses: local.workload.addresses.clone(),
+                    enrolled: pod.is_some(),
+                    mode: mode(policies.mtls()),
+                    same_node: pod.as_ref().map(|pod| same_node(node, &mesh, pod)),
+                    policies: policies.names().count() as u64,
+                    problem: problems.get(&local.workload.uid).cloned(),
+                    connections: pod.map_or(0, |pod| pod.connections.load(Ordering::Relaxed)),
+                }
+            })
+            .collect();
+        let uid = |key: weir_tunnel::PodKey| {
+            let pod = node.pod_by_handle(crate::datapath::PodHandle(key.0));
+            pod.map_or_else(|| format!("handle {}", key.0), |pod| pod.workload.uid.clone())
+        };
+        let mut errors: Vec<String> = problems
+            .iter()
+            .map(|(uid, problem)| format!("pod {uid}: {problem}"))
+            .collect();
+        errors.extend(
+            config
+                .rejected
+                .clone()
+                .map(|problem| format!("configuration rejected: {problem}")),
+        );
+        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        errors.extend(
+            faults
+                .into_iter()
+                .map(|(part, problem)| format!("{part}: {problem}")),
+        );
+        let failing = node.certificates.problems();
+        errors.extend(
+            failing
+                .into_iter()
+                .map(|(identity, problem)| format!("certificate of {identity}: {problem}")),
+        );
+        let control_plane = self.control.as_ref().map(|state| state.status());
+        let certificates = node.certificates.status();
+        if let Some(away) = control_plane.as_ref().filter(|status| !status.connected) {
+            let problem = away.problem.as_deref().unwrap_or("no answer yet");
+            let mut text = format!("control plane {} is not connected: {problem}", away.address);
+            if let Some(first) = certificates.iter().map(|one| one.not_after).min() {
+                text.push_str(&format!(
+                    "; what was known is in force, and certificates last until {first:.0}"
+                ));
+            }
+            errors.push(text);
+        }
+        Status {
+            node: node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: self.trust_domain.clone(),
+            started: self.started,
+            ready: self.not_ready().is_none(),
+            config,
+            control_plane,
+            pods,
+            programs: node.datapath.programs(),
+            certificates,
+            roots: node.certificates.roots(),
+            tunnels: node.tunnels.status(uid),
+            flows_recorded: node.flows.recorded(),
+            flows_lost: node.flows.lost(),
+            refusals: node.metrics.refusals(),
+            kernel_connections: node.datapath.connection_count(),
+            warnings: mesh.warnings().iter().map(ToString::to_string).collect(),
+            errors,
+        }
+    }
+}
+
+/// `PERMISSIVE`, or `STRICT, port 8080 PERMISSIVE`.
+fn mode(mtls: &EffectiveMtls) -> String {
+    let name = |mode| match mode {
+        MtlsMode::Permissive => "PERMISSIVE",
+        MtlsMode::Strict => "STRICT",
+    };
+    let mut text = name(mtls.default_mode()).to_owned();
+    for (port, mode) in mtls
+        .ports()
+        .iter()
+        .filter(|(_, mode)| **mode != mtls.default_mode())
+    {
+        text.push_str(&format!(", port {port} {}", name(*mode)));
+    }
+    text
+}
+
+/// How another pod of this node that hangs on the network as this one does reaches it.
+fn same_node(node: &Node, mesh: &Mesh, pod: &Pod) -> String {
+    let uid = &pod.workload.uid;
+    let Some(address) = pod.workload.addresses.first() else {
+        return String::new();
+    };
+    // A port that has no mode of its own.
+    let known = node
+        .router(mesh)
+        .same_node(uid, uid, (*address, 0).into(), *address);
+    known.map_or_else(String::new, |same_node| {
+        let how = if same_node.direct { "direct" } else { "mtls" };
+        format!("{how} ({})", same_node.why)
+    })
+}
