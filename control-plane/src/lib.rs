@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod ads;
+pub mod auth;
+pub mod ca;
 pub mod cluster;
 pub mod compile;
 pub mod engine;

@@ -1,0 +1,19 @@
+//! Arithmetic of moments that stops at the ends of time.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use time::OffsetDateTime;
+
+pub(super) fn after(moment: Timestamp, by: Duration) -> Timestamp {
+    moment.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+pub(super) fn before(moment: Timestamp, by: Duration) -> Timestamp {
+    moment.checked_sub(by).unwrap_or(Timestamp::MIN)
+}
+
+/// Whole seconds, which is what X.509 has.
+pub(super) fn offset(moment: Timestamp) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(moment.as_second()).ok()
+}
