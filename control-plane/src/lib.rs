@@ -7,5 +7,6 @@ pub mod auth;
 pub mod ca;
 pub mod cluster;
 pub mod compile;
+pub mod crd;
 pub mod engine;
 pub mod watch;
