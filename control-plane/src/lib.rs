@@ -9,4 +9,8 @@ pub mod cluster;
 pub mod compile;
 pub mod crd;
 pub mod engine;
+pub mod publish;
+pub mod reports;
+pub mod run;
+pub mod server;
 pub mod watch;

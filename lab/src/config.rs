@@ -20,8 +20,12 @@ pub struct AgentConfig {
     pub node: String,
     /// The trust domain.
     pub trust_domain: String,
-    /// Where certificates come from.
-    pub ca: CaConfig,
+    /// Where certificates come from, unless from a control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<CaConfig>,
+    /// The control plane, from which everything about the mesh comes then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlaneConfig>,
     /// Certificates' lifetime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificates: Option<CertificatesConfig>,
@@ -57,6 +61,18 @@ pub struct AgentConfig {
     pub workloads: Vec<WorkloadConfig>,
     /// Services of the mesh.
     pub services: Vec<ServiceConfig>,
+}
+
+/// The control plane.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlaneConfig {
+    /// Its host and port.
+    pub address: String,
+    /// The roots of its certificate.
+    pub roots: PathBuf,
+    /// The agent's token.
+    pub token: PathBuf,
 }
 
 /// Where certificates come from.
@@ -254,6 +270,15 @@ impl AgentConfig {
         self.peer_authentications.push(policy);
     }
 
+    /// Takes everything about the mesh from a control plane.
+    pub fn follow(&mut self, control_plane: ControlPlaneConfig) {
+        self.control_plane = Some(control_plane);
+        self.ca = None;
+        self.pods.clear();
+        self.workloads.clear();
+        self.services.clear();
+    }
+
     /// Sets how pods of this node reach each other, whatever their namespace.
     pub fn same_node(&mut self, mode: SameNodeMode) {
         self.same_node = Some(SameNodeConfig {
@@ -298,7 +323,8 @@ mod tests {
         AgentConfig {
             node: "node1".to_owned(),
             trust_domain: "cluster.local".to_owned(),
-            ca: CaConfig::Dir { dir: "/ca".into() },
+            ca: Some(CaConfig::Dir { dir: "/ca".into() }),
+            control_plane: None,
             certificates: None,
             cgroup: "/sys/fs/cgroup/node1".into(),
             pin_dir: "/sys/fs/bpf/node1".into(),

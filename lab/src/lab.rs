@@ -243,9 +243,10 @@ impl Lab {
         Ok(AgentConfig {
             node: node.name().to_owned(),
             trust_domain: "cluster.local".to_owned(),
-            ca: CaConfig::Dir {
+            ca: Some(CaConfig::Dir {
                 dir: folder.join("ca"),
-            },
+            }),
+            control_plane: None,
             certificates: None,
             cgroup: node.cgroup.clone(),
             pin_dir: self.run.bpffs().join(node.name()),

@@ -3,9 +3,9 @@
 use std::{
     fs,
     io::{self, Read as _},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::PathBuf,
-    process::{Child, ChildStdout, Command, ExitStatus},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
@@ -56,6 +56,26 @@ struct OutputState {
 // === impl Process ===
 
 impl Process {
+    /// Starts a process where this one runs, not in a place of the lab: something that is beside the mesh. Its standard
+    /// error goes to a file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    #[allow(unsafe_code, reason = "it must not outlive this process")]
+    pub fn beside(name: &str, mut command: Command, log: PathBuf) -> Result<Self> {
+        let errors = std::fs::OpenOptions::new().create(true).append(true).open(&log);
+        let errors = errors.with_context(|| log.display().to_string())?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        command.process_group(0);
+        let die_with_us = || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            Ok(())
+        };
+        // SAFETY: one system call, which neither allocates nor locks.
+        unsafe { command.pre_exec(die_with_us) };
+        Self::start(name.to_owned(), command, log)
+    }
+
     pub(crate) fn start(name: String, command: Command, log: PathBuf) -> Result<Self> {
         let mut child = spawn_from_lasting_thread(command).with_context(|| format!("starting {name}"))?;
         let stdout = Arc::<Output>::default();

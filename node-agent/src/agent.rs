@@ -30,7 +30,6 @@ use crate::{
     datapath::{Datapath, events, preflight, sock_diag},
     enrol::Enrolment,
     flows::FlowLog,
-    http,
     mesh::{Change, Mesh},
     metrics::{Metrics, direction},
     netns::NetNs,
@@ -82,7 +81,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let socket = api::bind(&config.api.socket)
         .with_context(|| format!("the API socket {} cannot be opened", config.api.socket.display()))?;
-    let port = http::bind(config.metrics.address)
+    let port = weir_admin::bind(config.metrics.address)
         .await
         .with_context(|| format!("the metrics port {} cannot be opened", config.metrics.address))?;
     let settings = Settings {
@@ -166,7 +165,7 @@ pub async fn run(
         ));
     }
     tokio::spawn(api::serve(socket, agent.clone()));
-    tokio::spawn(http::serve(port, agent.clone()));
+    tokio::spawn(weir_admin::serve(port, agent.clone()));
     if let (Some(control_plane), Some(state)) = (control_plane, &agent.control) {
         let same_node = agent.same_node.subscribe();
         let domain = config.trust_domain.clone();
@@ -267,6 +266,17 @@ async fn look_for_kubelet(agent: Arc<Agent>, folder: PathBuf, host_netns: u64) {
     }
 }
 
+impl weir_admin::Admin for Agent {
+    fn metrics(&self) -> Vec<u8> {
+        self.refresh_metrics();
+        self.node.metrics.render()
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        self.unready().map(str::to_owned)
+    }
+}
+
 impl Agent {
     /// Puts a configuration in force. Connections that it does not concern go on.
     ///
@@ -364,7 +374,7 @@ impl Agent {
 
     /// Why the agent is not ready to take traffic, if it is not.
     #[must_use]
-    pub fn not_ready(&self) -> Option<&'static str> {
+    pub fn unready(&self) -> Option<&'static str> {
         if self.node.drain.is_cancelled() {
             Some("stopping")
         } else if !self.ready.load(Ordering::Acquire) {

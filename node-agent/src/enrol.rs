@@ -52,11 +52,13 @@ pub enum EnrolError {
 /// How long after a pod left its counts are kept, for the records of connections that ended with it.
 const LAST_RECORDS: Duration = Duration::from_secs(5);
 
-/// Enrols and removes pods. One at work at a time.
+/// Enrols and removes pods, one after the other whoever asks.
 pub struct Enrolment {
     node: Arc<Node>,
     serve: Arc<Serve>,
     host_cookie: u64,
+    /// Held by who is at work.
+    at_work: Mutex<()>,
     problems: Mutex<BTreeMap<String, String>>,
 }
 
@@ -71,6 +73,7 @@ impl Enrolment {
             node,
             serve,
             host_cookie: host.cookie(),
+            at_work: Mutex::default(),
             problems: Mutex::default(),
         })
     }
@@ -86,6 +89,8 @@ impl Enrolment {
 
     /// Removes what left, enrols what came, and changes modes. Cheap when nothing changed.
     pub fn reconcile(&self) {
+        // It guards no data: what is half done when it panics, the next one finds and does.
+        let _at_work = self.at_work.lock().unwrap_or_else(PoisonError::into_inner);
         let mesh = self.node.mesh.load_full();
         let wanted = mesh.local();
         for pod in self.node.pods() {

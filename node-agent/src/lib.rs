@@ -11,7 +11,6 @@ pub mod datapath;
 pub mod enrol;
 pub mod explain;
 pub mod flows;
-pub mod http;
 pub mod inbound;
 pub mod mesh;
 pub mod metrics;

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use clap::Parser;
+use weir_admin::LogOptions;
 use weir_agent::{agent, config, datapath, reload};
 use weir_tunnel::ca::CertificateAuthority;
 
@@ -41,18 +41,8 @@ struct Arguments {
     /// Detach the kernel programs and remove the pinned maps that an agent with this configuration left, then exit.
     #[arg(long, conflicts_with = "check")]
     detach: bool,
-    /// What to log: a level, or as `weir_agent=debug,weir_tunnel=trace`.
-    #[arg(long, value_name = "FILTER", default_value = "info", env = "WEIR_LOG")]
-    log: String,
-    /// How to log.
-    #[arg(long, value_enum, default_value = "text")]
-    log_format: LogFormat,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
+    #[command(flatten)]
+    log: LogOptions,
 }
 
 fn main() -> ExitCode {
@@ -61,7 +51,7 @@ fn main() -> ExitCode {
         println!("{:#}", config::schema());
         return ExitCode::SUCCESS;
     }
-    if let Err(error) = start_log(&arguments) {
+    if let Err(error) = arguments.log.start() {
         eprintln!("weir-agent: {error:#}");
         return ExitCode::from(EXIT_CONFIG);
     }
@@ -128,21 +118,6 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log)
-        .with_context(|| format!("--log: expected a level or a filter, not '{}'", arguments.log))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match arguments.log_format {
-        LogFormat::Text => log
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
-        LogFormat::Json => log.json().init(),
-    }
-    Ok(())
 }
 
 fn run(

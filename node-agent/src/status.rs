@@ -83,7 +83,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trust_domain: self.trust_domain.clone(),
             started: self.started,
-            ready: self.not_ready().is_none(),
+            ready: self.unready().is_none(),
             config,
             control_plane,
             pods,

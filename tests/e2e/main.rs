@@ -5,6 +5,7 @@
 mod attacks;
 mod budgets;
 mod clients;
+mod cluster;
 mod corners;
 mod direct;
 mod direct_attacks;

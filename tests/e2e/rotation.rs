@@ -65,7 +65,7 @@ fn leaves_and_roots_rotate_under_traffic_without_one_failed_connection() {
         config.certificates = Some(CertificatesConfig {
             lifetime: format!("{}s", LIFETIME.as_secs()),
         });
-        config.ca = old.signs(None);
+        config.ca = Some(old.signs(None));
     });
     let (_server, _) = serve(&mesh.c, ["echo-server", "--port", "7000"]);
     let to = format!("{}:7000", mesh.c.v4());
@@ -79,7 +79,7 @@ fn leaves_and_roots_rotate_under_traffic_without_one_failed_connection() {
 
     // Roots: both trusted, then the new one signs, then the old one goes.
     let reload = |mesh: &mut Mesh, ca: CaConfig| {
-        let change = |config: &mut AgentConfig| config.ca = ca.clone();
+        let change = |config: &mut AgentConfig| config.ca = Some(ca.clone());
         for agent in &mut mesh.agents {
             assert_eq!(agent.reload(change).unwrap().config.rejected, None);
         }
@@ -125,7 +125,7 @@ fn leaves_and_roots_rotate_under_traffic_without_one_failed_connection() {
 fn a_peer_whose_root_is_no_longer_trusted_is_cut_off_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (Ca::new(folder.path(), "old"), Ca::new(folder.path(), "new"));
-    let mut mesh = Mesh::with("cutoff", |config| config.ca = old.signs(None));
+    let mut mesh = Mesh::with("cutoff", |config| config.ca = Some(old.signs(None)));
     let (_server, _) = serve(&mesh.c, ["echo-server", "--port", "7000"]);
     let to = format!("{}:7000", mesh.c.v4());
     let held = mesh
@@ -152,7 +152,7 @@ fn a_peer_whose_root_is_no_longer_trusted_is_cut_off_at_once() {
         .iter_mut()
         .find(|agent| agent.node() == "node2")
         .unwrap();
-    agent.reload(|config| config.ca = new.signs(None)).unwrap();
+    agent.reload(|config| config.ca = Some(new.signs(None))).unwrap();
     let line = held.wait(weir_lab::PATIENCE).unwrap().json().unwrap();
     assert_eq!(line["end"], "ECONNRESET", "{line}");
     let flow = mesh.flow(

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: a mesh of two nodes with agents, and questions about what was recorded.
 #![allow(clippy::expect_used, reason = "a failed step of a test is its result")]
 
+pub mod cluster;
 pub mod direct;
 pub mod packet;
 pub mod peers;

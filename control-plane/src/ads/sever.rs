@@ -15,7 +15,10 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
+};
 use tonic::transport::server::Connected;
 
 /// Cuts one connection.
@@ -43,6 +46,8 @@ pub struct Peer {
 pub struct Severable<T> {
     io: T,
     peer: Peer,
+    /// Its place among the connections that there may be at once, given back with it.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Sever {
@@ -72,6 +77,16 @@ impl<T> Severable<T> {
                 address,
                 sever: Sever::default(),
             },
+            _place: None,
+        }
+    }
+
+    /// With its place among the connections that there may be at once.
+    #[must_use]
+    pub fn with_place(self, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            _place: Some(place),
+            ..self
         }
     }
 }

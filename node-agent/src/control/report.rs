@@ -79,7 +79,7 @@ fn of(agent: &Agent) -> NodeReport {
         })
     });
     NodeReport {
-        ready: agent.not_ready().is_none(),
+        ready: agent.unready().is_none(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pods: pods.collect(),
     }

@@ -10,7 +10,14 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 
-use crate::agent::Agent;
+/// A server as who watches over it sees it.
+pub trait Admin: Send + Sync + 'static {
+    /// Its metrics in the Prometheus text format, as they are now.
+    fn metrics(&self) -> Vec<u8>;
+
+    /// Why it is not ready for what it is there for, if it is not.
+    fn not_ready(&self) -> Option<String>;
+}
 
 /// Connections at once: a few scrapers and the kubelet.
 const CONNECTIONS: usize = 64;
@@ -30,7 +37,7 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves clients, for ever.
-pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
+pub async fn serve(listener: TcpListener, admin: Arc<dyn Admin>) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else {
@@ -44,10 +51,10 @@ pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
                 continue;
             }
         };
-        let agent = agent.clone();
+        let admin = admin.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = respond(&request, &agent);
+                let response = respond(&request, &*admin);
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -61,17 +68,10 @@ pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
     }
 }
 
-fn respond(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> {
+fn respond(request: &Request<Incoming>, admin: &dyn Admin) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => {
-            agent.refresh_metrics();
-            (
-                StatusCode::OK,
-                TEXT_FORMAT,
-                Bytes::from(agent.node.metrics.render()),
-            )
-        }
-        (&Method::GET, "/readyz") => match agent.not_ready() {
+        (&Method::GET, "/metrics") => (StatusCode::OK, TEXT_FORMAT, Bytes::from(admin.metrics())),
+        (&Method::GET, "/readyz") => match admin.not_ready() {
             None => (StatusCode::OK, "text/plain", Bytes::from_static(b"ready\n")),
             Some(why) => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -94,6 +94,6 @@ fn respond(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> 
     *response.status_mut() = status;
     response
         .headers_mut()
-        .insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+        .insert(CONTENT_TYPE, ::http::HeaderValue::from_static(kind));
     response
 }

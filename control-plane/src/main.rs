@@ -1,0 +1,130 @@
+//! `weir-control`: the control plane of Weir.
+
+use std::{net::SocketAddr, process::ExitCode};
+
+use clap::{Parser, ValueEnum};
+use weir_admin::LogOptions;
+use weir_control::{
+    auth::AgentAccount,
+    ca::{SecretName, Source},
+    compile::Settings,
+    run::{self, Options},
+};
+use weir_types::TrustDomain;
+
+/// Much is allocated for each change and freed at once, on several threads.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Watches Kubernetes, tells agents what is in the mesh, and signs their workloads' certificates.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  \
+        weir-control                                    in a pod, with the defaults of the chart\n  \
+        weir-control --trust-domain example.org\n  \
+        weir-control --authority given --authority-secret pki/issuing-ca\n\n\
+        The API server is found as kubectl finds it: by the pod's service account, or by KUBECONFIG."
+)]
+struct Arguments {
+    /// Where agents connect to: delta ADS, certificates and reports, over TLS.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15012")]
+    listen: SocketAddr,
+    /// Where metrics and readiness are served.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15014")]
+    metrics: SocketAddr,
+    /// Names and addresses that agents know this port by, in its certificate. Several are given one after the other.
+    #[arg(long = "server-name", value_name = "NAME", default_values = ["weir-control.weir-system.svc", "weir-control.weir-system"])]
+    server_names: Vec<String>,
+    /// Trust domain of the mesh, the first part of every identity.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+    /// The cluster's name in the names of workloads.
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
+    cluster: String,
+    /// The domain of services' names.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// The namespace whose policies without a selector are the mesh's.
+    #[arg(long, value_name = "NAMESPACE", default_value = "weir-system")]
+    root_namespace: String,
+    /// The agents' namespace, where the roots are published for them.
+    #[arg(long, value_name = "NAMESPACE", default_value = "weir-system")]
+    agent_namespace: String,
+    /// The agents' service account.
+    #[arg(long, value_name = "NAME", default_value = "weir-agent")]
+    agent_service_account: String,
+    /// The agents' DaemonSet.
+    #[arg(long, value_name = "NAME", default_value = "weir-agent")]
+    agent_daemon_set: String,
+    /// Audiences that agents' tokens may be for.
+    #[arg(long = "audience", value_name = "AUDIENCE", default_values = ["weir"])]
+    audiences: Vec<String>,
+    /// Where the authority's key comes from.
+    #[arg(long, value_enum, default_value = "own")]
+    authority: Authority,
+    /// The Secret with the authority's key: namespace/name. The namespace must be one that agents cannot read.
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "weir-authority/weir-authority", value_parser = secret)]
+    authority_secret: (String, String),
+    /// Policies of Istio's security.istio.io count too.
+    #[arg(long)]
+    istio_policies: bool,
+    #[command(flatten)]
+    log: LogOptions,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Authority {
+    /// A root of its own, made at the first start.
+    Own,
+    /// An intermediate or root given by cert-manager or by hand.
+    Given,
+}
+
+fn secret(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("expected a namespace and a name, as weir-authority/weir-authority".to_owned()),
+    }
+}
+
+impl From<Arguments> for Options {
+    fn from(arguments: Arguments) -> Self {
+        let (namespace, name) = arguments.authority_secret;
+        Self {
+            listen: arguments.listen,
+            metrics: arguments.metrics,
+            server_names: arguments.server_names,
+            settings: Settings {
+                cluster: arguments.cluster,
+                domain: arguments.cluster_domain,
+                root_namespace: arguments.root_namespace,
+            },
+            account: AgentAccount {
+                audiences: arguments.audiences,
+                namespace: arguments.agent_namespace,
+                service_account: arguments.agent_service_account,
+                daemon_set: arguments.agent_daemon_set,
+            },
+            authority: SecretName { namespace, name },
+            source: match arguments.authority {
+                Authority::Own => Source::Own,
+                Authority::Given => Source::Given,
+            },
+            istio_policies: arguments.istio_policies,
+            trust_domain: arguments.trust_domain,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let started = arguments.log.start();
+    if let Err(error) = started.and_then(|()| run::run(arguments.into())) {
+        eprintln!("weir-control: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}

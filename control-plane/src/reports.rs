@@ -1,0 +1,158 @@
+//! What agents say of their nodes. The control plane writes it to the cluster for them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::timeout};
+use tonic::{Request, Response, Status, Streaming};
+use weir_proto::weir::node::v1::{
+    NodeReport, ReportSummary,
+    node_reports_server::{NodeReports, NodeReportsServer},
+};
+
+use crate::ads::{Authenticate, Peer, Refusal};
+
+/// Largest report: 250 pods with a sentence each.
+const MAX_REPORT: usize = 256 * 1024;
+/// Most pods of a report; Kubernetes has at most some hundreds on a node.
+const MAX_PODS: usize = 2048;
+/// An agent repeats its report each minute: one that says nothing for so long is gone, or stuck.
+const SILENCE: Duration = Duration::from_secs(180);
+/// A stream ends after this long, so that the agent shows who it is again.
+const LIFE: Duration = Duration::from_secs(30 * 60);
+/// How long it may take to find out who an agent is.
+const AUTHENTICATE: Duration = Duration::from_secs(10);
+
+/// What the agent of a node said last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeState {
+    /// Whether it takes traffic.
+    pub ready: bool,
+    /// Pods that are enrolled, or why they are not, by UID.
+    pub pods: HashMap<Arc<str>, Result<(), String>>,
+}
+
+/// The last report of each node whose agent has this replica for its control plane.
+///
+/// Of a node that is not in it nothing is known: another replica may know.
+#[derive(Debug)]
+pub struct Reports {
+    nodes: RwLock<HashMap<Arc<str>, NodeState>>,
+    changed: watch::Sender<u64>,
+}
+
+/// Takes reports.
+pub struct ReportService {
+    reports: Arc<Reports>,
+    authenticate: Arc<dyn Authenticate>,
+}
+
+// === impl Reports ===
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self {
+            nodes: RwLock::default(),
+            changed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Reports {
+    /// What the agent of a node said last, if it said it here.
+    #[must_use]
+    pub fn node(&self, node: &str) -> Option<NodeState> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(node).cloned()
+    }
+
+    /// All that was said.
+    #[must_use]
+    pub fn all(&self) -> HashMap<Arc<str>, NodeState> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says when something changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn set(&self, node: &Arc<str>, state: NodeState) {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        if nodes.get(node) != Some(&state) {
+            nodes.insert(node.clone(), state);
+            drop(nodes);
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+// === impl ReportService ===
+
+impl ReportService {
+    /// The service, for a tonic server.
+    #[must_use]
+    pub fn new(reports: Arc<Reports>, authenticate: Arc<dyn Authenticate>) -> NodeReportsServer<Self> {
+        NodeReportsServer::new(Self {
+            reports,
+            authenticate,
+        })
+        .max_decoding_message_size(MAX_REPORT)
+    }
+
+    async fn take(&self, node: &Arc<str>, mut stream: Streaming<NodeReport>) -> Result<(), Status> {
+        loop {
+            let report = match timeout(SILENCE, stream.message()).await {
+                Ok(Ok(Some(report))) => report,
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(status)) => return Err(status),
+                Err(_) => return Err(Status::deadline_exceeded("no report in time")),
+            };
+            if report.pods.len() > MAX_PODS {
+                return Err(Status::resource_exhausted("too many pods"));
+            }
+            let pods = report.pods.into_iter().map(|pod| {
+                let state = if pod.enrolled { Ok(()) } else { Err(pod.problem) };
+                (Arc::from(pod.uid), state)
+            });
+            self.reports.set(
+                node,
+                NodeState {
+                    ready: report.ready,
+                    pods: pods.collect(),
+                },
+            );
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl NodeReports for ReportService {
+    async fn report(
+        &self,
+        request: Request<Streaming<NodeReport>>,
+    ) -> Result<Response<ReportSummary>, Status> {
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.address);
+        let asked = self.authenticate.authenticate(request.metadata(), peer);
+        let agent = match timeout(AUTHENTICATE, asked).await {
+            Ok(Ok(agent)) => agent,
+            Ok(Err(Refusal::Unauthenticated(reason))) => {
+                tracing::warn!(?peer, reason, "a report is refused");
+                return Err(Status::unauthenticated("not an agent of this mesh"));
+            }
+            Ok(Err(Refusal::Unavailable(reason))) => {
+                tracing::warn!(?peer, reason, "who sends a report cannot be told now");
+                return Err(Status::unavailable("try again"));
+            }
+            Err(_) => return Err(Status::unavailable("try again")),
+        };
+        match timeout(LIFE, self.take(&agent.node, request.into_inner())).await {
+            Ok(result) => result.map(|()| Response::new(ReportSummary {})),
+            Err(_) => Err(Status::unavailable("open another stream")),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The control plane as a whole: starts its parts, and stops them.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use kube::Client;
+use prometheus::{Encoder as _, Registry, TextEncoder};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tonic::transport::Server;
+use weir_types::{Identity, TrustDomain};
+
+use crate::{
+    ads::{Ads, Authenticate, Limits, Store},
+    auth::{AgentAccount, AuthLimits, KubePods, TokenAuthenticator},
+    ca::{AuthoritySecret, CaLimits, CertificateService, Entitlements, InForce, Keys, SecretName, Source},
+    compile::Settings,
+    engine::Engine,
+    publish,
+    reports::{ReportService, Reports},
+    server::{self, OwnCertificate},
+    watch::{self as watches, QUEUE},
+};
+
+/// How often a silent agent is asked whether it is there, and how long it may take to say so: HBONE's figures.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+/// What an agent may send before it is read: its requests are small, and many come back at once.
+const WINDOW: u32 = 65_535;
+/// Calls of one agent at once: a stream of each kind, and certificates for the pods of its node.
+const CALLS: u32 = 256;
+/// How long open streams may take to end when the process stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What the control plane is to be.
+#[derive(Debug)]
+pub struct Options {
+    /// Where agents connect to.
+    pub listen: SocketAddr,
+    /// Where metrics and readiness are served.
+    pub metrics: SocketAddr,
+    /// Names in the certificate of that port.
+    pub server_names: Vec<String>,
+    /// What holds for the whole cluster.
+    pub settings: Settings,
+    /// The mesh's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Who agents are.
+    pub account: AgentAccount,
+    /// The Secret of the authority.
+    pub authority: SecretName,
+    /// Where what is in it comes from.
+    pub source: Source,
+    /// Whether Istio's policies count.
+    pub istio_policies: bool,
+}
+
+/// Grants the identities of pods that are to be enrolled on a node.
+struct Pods {
+    engine: Arc<Engine>,
+    trust_domain: TrustDomain,
+}
+
+impl Entitlements for Pods {
+    fn may_have(&self, node: &str, identity: &Identity) -> bool {
+        *identity.trust_domain() == self.trust_domain
+            && self
+                .engine
+                .compiler()
+                .is_enrolled_on(node, identity.namespace(), identity.service_account())
+    }
+}
+
+/// What watches over the process sees.
+struct Overview {
+    registry: Registry,
+    synced: watch::Receiver<bool>,
+    in_force: watch::Receiver<Option<Arc<InForce>>>,
+    keys: Arc<Keys>,
+}
+
+impl weir_admin::Admin for Overview {
+    fn metrics(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        text
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        if !*self.synced.borrow() {
+            return Some("what is in the cluster is not known yet".to_owned());
+        }
+        if self.in_force.borrow().is_none() {
+            let problem = self.keys.problem();
+            let problem = problem.unwrap_or_else(|| "its Secret was not read yet".to_owned());
+            return Some(format!("no certificate authority: {problem}"));
+        }
+        None
+    }
+}
+
+/// Runs the control plane until it is told to stop.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    // Before there are keys in memory: no core dumps, no ptrace by other processes of the same user.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .context("core dumps cannot be switched off")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(options));
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(options: Options) -> anyhow::Result<()> {
+    let client = Client::try_default()
+        .await
+        .context("the API server cannot be found: no service account, and no KUBECONFIG")?;
+    let port = weir_admin::bind(options.metrics)
+        .await
+        .with_context(|| format!("--metrics: {} cannot be opened", options.metrics))?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .with_context(|| format!("--listen: {} cannot be opened", options.listen))?;
+    let registry = Registry::new();
+    let secret = AuthoritySecret::new(client.clone(), options.authority, options.trust_domain.clone());
+    let keys = Keys::new(secret, options.source, &registry)?;
+    let store = Arc::new(Store::new());
+    let engine = Arc::new(Engine::new(options.settings, store.clone()));
+    let reports = Arc::new(Reports::default());
+    let agent_namespace = options.account.namespace.clone();
+    let authenticate: Arc<dyn Authenticate> = Arc::new(TokenAuthenticator::new(
+        client.clone(),
+        options.account,
+        Arc::new(KubePods::new(client.clone())),
+        AuthLimits::default(),
+        &registry,
+    )?);
+    let entitlements = Arc::new(Pods {
+        engine: engine.clone(),
+        trust_domain: options.trust_domain.clone(),
+    });
+    let certificates = CertificateService::new(
+        options.trust_domain,
+        authenticate.clone(),
+        entitlements,
+        keys.in_force(),
+        CaLimits::default(),
+        &registry,
+    )?;
+    let ads = Ads::new(store, authenticate.clone(), Limits::default(), &registry)?;
+
+    let mut tasks = JoinSet::new();
+    {
+        let keys = keys.clone();
+        tasks.spawn(async move { keys.run().await });
+    }
+    let own = Arc::new(OwnCertificate::default());
+    {
+        let (own, in_force, names) = (own.clone(), keys.in_force(), options.server_names);
+        tasks.spawn(async move { own.keep(in_force, &names).await });
+    }
+    tasks.spawn(publish::roots(client.clone(), agent_namespace, keys.in_force()));
+    let (batches, incoming) = mpsc::channel(QUEUE);
+    let kinds = watches::start(&client, &batches, &mut tasks);
+    drop(batches);
+    {
+        let engine = engine.clone();
+        tasks.spawn(async move { engine.run(incoming, &kinds).await });
+    }
+    let overview = Arc::new(Overview {
+        registry,
+        synced: engine.synced(),
+        in_force: keys.in_force(),
+        keys,
+    });
+    tasks.spawn(weir_admin::serve(port, overview));
+    let connections = server::accept(listener, server::tls(own)?);
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_concurrent_streams(CALLS)
+        .add_service(ads.service())
+        .add_service(certificates.service())
+        .add_service(ReportService::new(reports, authenticate));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(router.serve_with_incoming_shutdown(connections, async {
+        let _ = stopped.await;
+    }));
+    tracing::info!(listen = %options.listen, "started");
+    tokio::select! {
+        signal = stop_signal() => signal?,
+        ended = tasks.join_next() => {
+            // None of them ends by itself.
+            anyhow::bail!("a part of the control plane ended: {ended:?}");
+        }
+    }
+    tracing::info!("stopping");
+    ads.drain();
+    let _ = stop.send(());
+    // Agents connect to another replica meanwhile.
+    let _ = tokio::time::timeout(DRAIN, serving).await;
+    Ok(())
+}
+
+async fn stop_signal() -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
