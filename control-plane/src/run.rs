@@ -168,7 +168,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     }
     tasks.spawn(publish::roots(client.clone(), agent_namespace, keys.in_force()));
     let (batches, incoming) = mpsc::channel(QUEUE);
-    let kinds = watches::start(&client, &batches, &mut tasks);
+    let kinds = watches::start(&client, options.istio_policies, &batches, &mut tasks);
     drop(batches);
     {
         let engine = engine.clone();

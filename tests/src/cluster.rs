@@ -17,11 +17,13 @@ use k8s_openapi::{
         core::v1::{ConfigMap, Namespace, Node, Pod as KubePod, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
     },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    core::GroupVersionKind,
 };
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -38,6 +40,11 @@ pub const SYSTEM: &str = "weir-system";
 const AGENT: &str = "weir-agent";
 /// Where agents find the control plane: on their own node's loopback, from where it is carried on.
 const CONTROL: &str = "127.0.0.1:15012";
+/// As they are installed.
+const CRDS: [&str; 2] = [
+    include_str!("../../daemonset/crds/authorizationpolicies.weir.dev.yaml"),
+    include_str!("../../daemonset/crds/peerauthentications.weir.dev.yaml"),
+];
 /// How long a token is valid that nobody replaces: longer than any test.
 const TOKEN_SECONDS: i64 = 3600;
 
@@ -120,6 +127,10 @@ impl Cluster {
             self.namespace(namespace, None);
         }
         self.namespace("shop", Some("enabled"));
+        for file in CRDS {
+            let definition: Value = serde_saphyr::from_str(file).expect("YAML");
+            self.create::<CustomResourceDefinition>(None, definition);
+        }
         for (number, node) in (1..).zip(self.lab.nodes()) {
             self.create::<Node>(
                 None,
@@ -477,6 +488,29 @@ impl Cluster {
         })
     }
 
+    /// Makes a policy of `weir.dev`, or replaces it.
+    pub fn policy(&self, kind: &str, namespace: &str, name: &str, spec: &Value) {
+        let (api, name, kind) = (policies(kind, namespace), name.to_owned(), kind.to_owned());
+        let object = json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": kind, "metadata": { "name": name }, "spec": spec,
+        });
+        self.block(async move |client| {
+            let params = PatchParams::apply("test").force();
+            api(client).patch(&name, &params, &Patch::Apply(object)).await
+        });
+    }
+
+    /// Takes a policy away.
+    pub fn remove_policy(&self, kind: &str, namespace: &str, name: &str) {
+        let (api, name) = (policies(kind, namespace), name.to_owned());
+        self.block(async move |client| {
+            api(client)
+                .delete(&name, &DeleteParams::default())
+                .await
+                .map(drop)
+        });
+    }
+
     /// Waits for an answer of the API server.
     ///
     /// # Panics
@@ -559,6 +593,12 @@ impl Cluster {
     }
 }
 
+fn policies(kind: &str, namespace: &str) -> impl FnOnce(Client) -> Api<DynamicObject> {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("weir.dev", "v1alpha1", kind));
+    let namespace = namespace.to_owned();
+    move |client| Api::namespaced_with(client, &namespace, &resource)
+}
+
 /// A place where a pod's first process runs.
 struct PauseIn(weir_lab::Place);
 
@@ -602,7 +642,7 @@ namespaced!(
     EndpointSlice,
     ConfigMap
 );
-of_the_cluster!(Namespace, Node);
+of_the_cluster!(CustomResourceDefinition, Namespace, Node);
 
 fn merge(into: &mut Value, more: Value) {
     match (into, more) {

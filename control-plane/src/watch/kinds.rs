@@ -3,14 +3,31 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use kube::{Api, Client};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject},
+    core::GroupVersionKind,
+};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{Batch, Convert, run};
-use crate::cluster::{EndpointSlice, Event, Namespace, Node, Pod, Service, parse::name_of};
+use crate::{
+    cluster::{EndpointSlice, Event, Namespace, Node, Pod, PolicyApi, Service, parse::name_of},
+    crd,
+};
 
-/// Starts watching. Gives the kinds that are watched: each tells when all its objects are known.
-pub fn start(client: &Client, batches: &mpsc::Sender<Batch>, tasks: &mut JoinSet<()>) -> Vec<&'static str> {
+/// Istio's policies, as every Istio since 1.22 serves them.
+const ISTIO_GROUP: &str = "security.istio.io";
+const ISTIO_VERSION: &str = "v1";
+
+/// Starts watching; Istio's policies too if that is wanted. Gives the kinds that are watched: each tells when all its objects
+/// are known.
+pub fn start(
+    client: &Client,
+    istio_policies: bool,
+    batches: &mpsc::Sender<Batch>,
+    tasks: &mut JoinSet<()>,
+) -> Vec<&'static str> {
     let mut kinds = Vec::new();
     let mut add = |kind: &'static str| {
         kinds.push(kind);
@@ -56,6 +73,36 @@ pub fn start(client: &Client, batches: &mpsc::Sender<Batch>, tasks: &mut JoinSet
         gone: Box::new(|name| Event::Node(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), nodes, batches.clone()));
+    let mut apis = vec![(
+        PolicyApi::Weir,
+        crd::GROUP,
+        crd::VERSION,
+        ["AuthorizationPolicy", "PeerAuthentication"],
+    )];
+    if istio_policies {
+        let kinds = ["Istio's AuthorizationPolicy", "Istio's PeerAuthentication"];
+        apis.push((PolicyApi::Istio, ISTIO_GROUP, ISTIO_VERSION, kinds));
+    }
+    for (api, group, version, [authorization, peer]) in apis {
+        let policies = |kind: &str| {
+            let kind = GroupVersionKind::gvk(group, version, kind);
+            Api::<DynamicObject>::all_with(client.clone(), &ApiResource::from_gvk(&kind))
+        };
+        let convert = Convert {
+            kind: add(authorization),
+            name: |policy: &DynamicObject| name_of(&policy.metadata),
+            there: Box::new(move |policy, _| crd::authorization_event(api, policy)),
+            gone: Box::new(move |name| Event::AuthorizationPolicy(api, name, None)),
+        };
+        tasks.spawn(run(policies("AuthorizationPolicy"), convert, batches.clone()));
+        let convert = Convert {
+            kind: add(peer),
+            name: |policy: &DynamicObject| name_of(&policy.metadata),
+            there: Box::new(move |policy, _| crd::peer_authentication_event(api, policy)),
+            gone: Box::new(move |name| Event::PeerAuthentication(api, name, None)),
+        };
+        tasks.spawn(run(policies("PeerAuthentication"), convert, batches.clone()));
+    }
     kinds
 }
 
