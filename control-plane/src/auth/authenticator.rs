@@ -38,8 +38,8 @@ pub struct AuthLimits {
     pub remember: Duration,
     /// Tokens that are remembered: one a node, and one for each that is replaced meanwhile.
     pub remembered: usize,
-    /// Callers that the API server is asked about at once. It has 200 places for requests that change something, and
-    /// others need them too.
+    /// Callers that the API server is asked about at once: strangers, and as many that were believed before. It has
+    /// 200 places for requests that change something, and others need them too.
     pub reviews: usize,
     /// Sources whose failures are remembered.
     pub sources: usize,
@@ -52,6 +52,8 @@ pub struct TokenAuthenticator {
     pods: Arc<dyn AgentPods>,
     limits: AuthLimits,
     places: Semaphore,
+    /// Places of those whose token was believed before, so that a crowd of strangers keeps no agent out.
+    known_places: Semaphore,
     reviewed: Mutex<Reviewed>,
     throttle: Mutex<Throttle>,
     log: RefusalLog,
@@ -118,6 +120,7 @@ impl TokenAuthenticator {
             account,
             pods,
             places: Semaphore::new(limits.reviews),
+            known_places: Semaphore::new(limits.reviews),
             reviewed: Mutex::new(Reviewed::new(limits.remembered)),
             throttle: Mutex::new(Throttle::new(limits.sources)),
             log: RefusalLog::default(),
@@ -137,7 +140,8 @@ impl TokenAuthenticator {
         }
         let asked = async {
             // Never closed.
-            let _place = self.places.acquire().await;
+            let places = if known { &self.known_places } else { &self.places };
+            let _place = places.acquire().await;
             // Others may have come with the same token meanwhile.
             let fresh = lock(&self.reviewed).fresh(&digest, self.started.elapsed());
             let bound = match fresh {

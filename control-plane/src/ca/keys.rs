@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    contents::{Contents, ContentsError},
     in_force::InForce,
     metrics::{Expiry, KeyMetrics},
     secret::{AuthoritySecret, contents, wipe},
@@ -25,7 +26,8 @@ use super::{
 
 /// How often revocation lists are signed anew: often enough that many attempts fit into a list's life.
 const SIGN_LISTS: Duration = Duration::from_secs(3600);
-/// How long to wait before the API server is asked again whether there is a Secret.
+/// How long to wait before the API server is asked again whether there is a Secret, and before contents that were not
+/// fit are looked at again: an authority that another's clock dates may be valid in a moment.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Where the authority comes from.
@@ -99,14 +101,21 @@ impl Keys {
         }
         let stream = watcher::watch_object(self.secret.api().clone(), self.secret.name());
         let mut stream = pin!(stream.default_backoff());
-        let mut sign = interval(SIGN_LISTS);
+        let (mut sign, mut retry) = (interval(SIGN_LISTS), interval(RETRY));
         sign.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Contents that were not fit when they came.
+        let mut unfit: Option<Contents> = None;
         loop {
             tokio::select! {
                 _ = sign.tick() => self.sign_lists(),
+                _ = retry.tick(), if unfit.is_some() => {
+                    unfit = unfit.filter(|contents| self.put_into_force(contents).is_err());
+                }
                 seen = stream.next() => match seen {
-                    Some(Ok(Some(secret))) => self.take(secret),
+                    Some(Ok(Some(secret))) => unfit = self.take(secret),
                     Some(Ok(None)) => {
+                        unfit = None;
                         let name = self.secret.display();
                         self.report(Some(format!("the Secret {name} is gone or not there yet")));
                     }
@@ -138,21 +147,31 @@ impl Keys {
         }
     }
 
-    /// Puts a Secret's contents into force, if they are fit.
-    fn take(&self, secret: Secret) {
+    /// Puts a Secret's contents into force, if they are fit; gives back what is not.
+    fn take(&self, secret: Secret) -> Option<Contents> {
         let contents = contents(&secret);
         wipe(secret);
-        let now = Timestamp::now();
-        let loaded = contents.and_then(|contents| InForce::load(&contents, self.secret.trust_domain(), now));
-        let loaded = match loaded {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                self.metrics.rejected();
-                let name = self.secret.display();
-                self.report(Some(format!("the Secret {name} is not in force: {error}")));
-                return;
-            }
-        };
+        match contents {
+            Ok(contents) => match self.put_into_force(&contents) {
+                Ok(()) => return None,
+                Err(error) => {
+                    self.reject(&error);
+                    return Some(contents);
+                }
+            },
+            Err(error) => self.reject(&error),
+        }
+        None
+    }
+
+    fn reject(&self, error: &ContentsError) {
+        self.metrics.rejected();
+        let name = self.secret.display();
+        self.report(Some(format!("the Secret {name} is not in force: {error}")));
+    }
+
+    fn put_into_force(&self, contents: &Contents) -> Result<(), ContentsError> {
+        let loaded = InForce::load(contents, self.secret.trust_domain(), Timestamp::now())?;
         let before = self.in_force.borrow().clone();
         if let Some(before) = before
             && !before.roots().iter().any(|root| loaded.roots().contains(root))
@@ -167,6 +186,7 @@ impl Keys {
         self.in_force.send_replace(Some(Arc::new(loaded)));
         self.report(None);
         self.sign_lists();
+        Ok(())
     }
 
     fn sign_lists(&self) {

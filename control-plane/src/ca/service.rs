@@ -219,7 +219,8 @@ impl Shared {
             return Err(Refused::Revoked(identity));
         }
         let certified = in_force.issue(&csr, &identity, self.lifetime(message), Timestamp::now())?;
-        tracing::debug!(%identity, %node, serial = certified.serial, until = %certified.not_after, "a certificate is issued");
+        // The serial number is what a revocation needs.
+        tracing::info!(%identity, %node, serial = certified.serial, until = %certified.not_after, "a certificate is issued");
         Ok(in_force.answer(&certified))
     }
 

@@ -119,7 +119,7 @@ async fn contents_that_are_not_fit_leave_the_old_authority_in_force_and_are_repo
     let other = Operators::new();
     let leaf = Operators::with(&PKCS_ED25519, |params| params.is_ca = rcgen::IsCa::ExplicitNoCa);
     let expired = Operators::with(&PKCS_ED25519, |params| {
-        params.not_after = rcgen::date_time_ymd(2020, 1, 1)
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
     });
     let no_signer = Operators::with(&PKCS_ED25519, |params| {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -195,6 +195,34 @@ async fn contents_that_are_not_fit_leave_the_old_authority_in_force_and_are_repo
     })
     .await;
     assert_eq!(replica.metric("weir_ca_problem"), Some(0.0));
+}
+
+#[tokio::test]
+async fn an_authority_by_a_clock_that_is_ahead_comes_into_force_when_its_time_has_come() {
+    let world = World::new().await;
+    let replica = world.start(Source::Given);
+    let starts = now().as_second() + 3;
+    let ahead = Operators::with(&PKCS_ED25519, |params| {
+        params.not_before = time::OffsetDateTime::from_unix_timestamp(starts).unwrap();
+    });
+    world.create(&ahead.data()).await;
+    eventually("it is not valid yet", || async {
+        replica
+            .keys
+            .problem()
+            .filter(|problem| problem.contains("not valid yet"))
+    })
+    .await;
+    let in_force = replica.in_force().await;
+    assert!(now().as_second() >= starts);
+    verify(
+        &chain(&issue(&in_force, "web", DAY, now())),
+        in_force.roots(),
+        &[],
+        now(),
+    )
+    .unwrap();
+    assert_eq!(replica.metric("weir_ca_secret_rejected_total"), Some(1.0));
 }
 
 #[tokio::test]
