@@ -16,8 +16,8 @@ pub mod user;
 
 pub use address::{Endpoint, FlowKey};
 pub use conn::{
-    Backend, BackendKey, Budget, Config, Conn, ConnKind, Connecting, HOST_HANDLE, ListenerSlot, MAX_PODS, Pending, Pod,
-    PodState, ProbePort, SockState, Verdict, VerdictKey, VerdictKind, slot,
+    Backend, BackendKey, Budget, Config, Conn, ConnKind, Connecting, HOST_HANDLE, ListenerSlot, MAX_PODS,
+    Pending, Pod, PodState, ProbePort, SockState, Verdict, VerdictKey, VerdictKind, slot,
 };
 pub use event::{Event, EventKind};
 pub use reason::Reason;
