@@ -276,7 +276,7 @@ impl Contents {
     /// # Errors
     /// In another phase than stable, or if it is the one in force.
     pub fn begin(&mut self, next: Material, now: Timestamp) -> Result<(), RotationError> {
-        self.expect(Phase::Stable)?;
+        self.require(Phase::Stable)?;
         if next.chain == self.current.chain || next.key == self.current.key {
             return Err(RotationError::Same);
         }
@@ -290,7 +290,7 @@ impl Contents {
     /// # Errors
     /// In another phase than prepared.
     pub fn abandon(&mut self, now: Timestamp) -> Result<(), RotationError> {
-        self.expect(Phase::Prepared)?;
+        self.require(Phase::Prepared)?;
         self.next = None;
         self.enter(Phase::Stable, now);
         Ok(())
@@ -301,8 +301,8 @@ impl Contents {
     /// # Errors
     /// In another phase than prepared, or earlier than [`WAIT`] unless `force`.
     pub fn activate(&mut self, now: Timestamp, force: bool) -> Result<(), RotationError> {
-        self.expect(Phase::Prepared)?;
-        self.expect_waited(now, force)?;
+        self.require(Phase::Prepared)?;
+        self.require_waited(now, force)?;
         let Some(next) = self.next.take() else {
             return Err(self.wrong(Phase::Prepared));
         };
@@ -316,8 +316,8 @@ impl Contents {
     /// # Errors
     /// In another phase than activated, or earlier than [`WAIT`] unless `force`.
     pub fn retire(&mut self, now: Timestamp, force: bool) -> Result<(), RotationError> {
-        self.expect(Phase::Activated)?;
-        self.expect_waited(now, force)?;
+        self.require(Phase::Activated)?;
+        self.require_waited(now, force)?;
         self.previous = None;
         self.enter(Phase::Stable, now);
         Ok(())
@@ -332,7 +332,7 @@ impl Contents {
         self.rotation = Some(Rotation { phase, since });
     }
 
-    fn expect(&self, needs: Phase) -> Result<(), RotationError> {
+    fn require(&self, needs: Phase) -> Result<(), RotationError> {
         if self.phase() == needs {
             Ok(())
         } else {
@@ -347,7 +347,7 @@ impl Contents {
         }
     }
 
-    fn expect_waited(&self, now: Timestamp, force: bool) -> Result<(), RotationError> {
+    fn require_waited(&self, now: Timestamp, force: bool) -> Result<(), RotationError> {
         match self.next_possible() {
             Some(until) if now < until && !force => Err(RotationError::TooEarly { until }),
             _ => Ok(()),
