@@ -13,4 +13,5 @@ pub mod publish;
 pub mod reports;
 pub mod run;
 pub mod server;
+pub mod status;
 pub mod watch;

@@ -1,0 +1,104 @@
+//! What stands in the cluster already, as it is watched.
+
+use std::{collections::HashMap, sync::Arc};
+
+use kube::{api::DynamicObject, core::ObjectMeta};
+use serde::Deserialize as _;
+use serde_json::Value;
+use weir_policy::Selector;
+
+use super::{ENROLLED, NOT_ENROLLED};
+use crate::{
+    cluster::{ObjectName, PolicyApi, parse::name_of},
+    compile::{PolicyKey, PolicyKind},
+    crd::PolicyStatus,
+};
+
+/// Policies and annotated pods, as the API server has them.
+#[derive(Debug, Default)]
+pub struct Present {
+    pub(super) policies: HashMap<PolicyKey, PresentPolicy>,
+    /// Those that have an annotation of ours.
+    pub(super) pods: HashMap<ObjectName, PresentPod>,
+}
+
+/// What of a policy matters to its status.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct PresentPolicy {
+    pub(super) uid: String,
+    pub(super) version: String,
+    pub(super) generation: i64,
+    /// As its API has it: `security.istio.io/v1`.
+    pub(super) api_version: String,
+    pub(super) selector: Option<Selector>,
+    pub(super) status: PolicyStatus,
+}
+
+/// A pod's annotations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct PresentPod {
+    pub(super) uid: Arc<str>,
+    pub(super) enrolled: Option<String>,
+    pub(super) not_enrolled: Option<String>,
+}
+
+impl Present {
+    /// Takes in a policy that is there now. To be called before the compiler is told.
+    pub fn set_policy(&mut self, kind: PolicyKind, api: PolicyApi, object: &DynamicObject) {
+        let Some(name) = name_of(&object.metadata) else {
+            return;
+        };
+        let meta = &object.metadata;
+        let part = |names: [&str; 2]| object.data.get(names[0]).and_then(|below| below.get(names[1]));
+        let status = object.data.get("status").unwrap_or(&Value::Null);
+        let policy = PresentPolicy {
+            uid: meta.uid.clone().unwrap_or_default(),
+            version: meta.resource_version.clone().unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            api_version: object
+                .types
+                .as_ref()
+                .map(|types| types.api_version.clone())
+                .unwrap_or_default(),
+            selector: part(["spec", "selector"]).and_then(|selector| Selector::deserialize(selector).ok()),
+            // A status that cannot be read is as good as none: it is written anew.
+            status: PolicyStatus::deserialize(status).unwrap_or_default(),
+        };
+        self.policies.insert(PolicyKey { kind, api, name }, policy);
+    }
+
+    /// Forgets a policy.
+    pub fn remove_policy(&mut self, kind: PolicyKind, api: PolicyApi, name: &ObjectName) {
+        let name = name.clone();
+        self.policies.remove(&PolicyKey { kind, api, name });
+    }
+
+    /// Takes in a pod that is there now.
+    pub fn set_pod(&mut self, meta: &ObjectMeta) {
+        let (Some(name), Some(uid)) = (name_of(meta), meta.uid.as_deref()) else {
+            return;
+        };
+        let annotation = |key| {
+            meta.annotations
+                .as_ref()
+                .and_then(|all| all.get(key))
+                .map(String::clone)
+        };
+        let (enrolled, not_enrolled) = (annotation(ENROLLED), annotation(NOT_ENROLLED));
+        if enrolled.is_none() && not_enrolled.is_none() {
+            self.pods.remove(&name);
+            return;
+        }
+        let pod = PresentPod {
+            uid: uid.into(),
+            enrolled,
+            not_enrolled,
+        };
+        self.pods.insert(name, pod);
+    }
+
+    /// Forgets a pod.
+    pub fn remove_pod(&mut self, name: &ObjectName) {
+        self.pods.remove(name);
+    }
+}

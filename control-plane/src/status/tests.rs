@@ -1,0 +1,373 @@
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::api::DynamicObject;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{
+    ledger::{Attempt, Ledger},
+    *,
+};
+use crate::{
+    cluster::{Event, Node, Pod, PolicyApi, parse::name_of},
+    compile::{Compiler, PolicyKind, Settings},
+    crd,
+};
+
+/// A cluster as one replica sees it.
+struct World {
+    compiler: Compiler,
+    present: Present,
+    reports: Reports,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut compiler = Compiler::new(Settings::default());
+        compiler.apply([Event::Node("n1".into(), Some(Node::default()))]);
+        Self {
+            compiler,
+            present: Present::default(),
+            reports: Reports::default(),
+        }
+    }
+
+    fn pod(&mut self, name: &str, uid: &str, meta: &Value, spec: &Value) {
+        let mut pod = json!({
+            "metadata": {
+                "namespace": "shop", "name": name, "uid": uid, "labels": {"app": name},
+                "annotations": {"weir.dev/mesh": "enabled"}, "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "spec": {"nodeName": "n1", "containers": [{"name": "c"}]},
+        });
+        for (part, with) in [("metadata", meta), ("spec", spec)] {
+            let with = with.as_object().unwrap().clone();
+            pod[part].as_object_mut().unwrap().extend(with);
+        }
+        let addresses = pod["spec"]["addresses"].take();
+        pod["status"] = json!({"podIPs": addresses});
+        let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(pod).unwrap();
+        self.present.set_pod(&pod.metadata);
+        let event = Event::Pod(
+            name_of(&pod.metadata).unwrap(),
+            Some(Box::new(Pod::parse(&pod).unwrap())),
+        );
+        self.compiler.apply([event]);
+    }
+
+    fn policy(&mut self, namespace: &str, generation: i64, spec: &Value, status: &Value) {
+        let object: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": {
+                "namespace": namespace, "name": "p", "uid": "u", "resourceVersion": "7", "generation": generation,
+            },
+            "spec": spec, "status": status,
+        }))
+        .unwrap();
+        self.present
+            .set_policy(PolicyKind::Authorization, PolicyApi::Weir, &object);
+        let event = crd::authorization_event(PolicyApi::Weir, &object).unwrap();
+        self.compiler.apply([event]);
+    }
+
+    fn report(&mut self, node: &str, pods: &[(&str, Result<(), &str>)]) {
+        let pods = pods
+            .iter()
+            .map(|(uid, result)| (Arc::from(*uid), result.map_err(str::to_owned)));
+        self.reports.nodes.insert(node.into(), pods.collect());
+    }
+
+    fn plan(&self) -> Vec<Write> {
+        let desired = desired(&self.compiler, &self.reports, &self.present, "weir-system");
+        plan(&desired, &self.present, Timestamp::UNIX_EPOCH)
+    }
+
+    fn notices(&self) -> Vec<String> {
+        let writes = self.plan().into_iter();
+        let notices = writes.filter_map(|write| match write {
+            Write::Notice(notice) => Some(format!("{} {}", notice.reason, notice.about.name)),
+            _ => None,
+        });
+        notices.collect()
+    }
+
+    fn annotations(&self) -> Option<Value> {
+        self.plan().into_iter().find_map(|write| match write {
+            Write::Pod { annotations, .. } => Some(json!(annotations)),
+            _ => None,
+        })
+    }
+
+    fn status(&self) -> Option<crd::PolicyStatus> {
+        self.plan().into_iter().find_map(|write| match write {
+            Write::Policy(write) => Some(write.status),
+            _ => None,
+        })
+    }
+}
+
+const NOTHING: fn() -> Value = || json!({});
+
+#[test]
+fn a_pod_is_said_to_be_enrolled_where_the_agent_of_its_own_node_says_so() {
+    let enrolled = json!({"weir.dev/enrolled": "true"});
+    let marked = json!({"annotations": {"weir.dev/mesh": "enabled", "weir.dev/enrolled": "true"}});
+    let off = json!({"annotations": {"weir.dev/enrolled": "true", "weir.dev/not-enrolled": "x"}});
+    let reason = json!({"annotations": {"weir.dev/mesh": "enabled", "weir.dev/not-enrolled": "x"}});
+    let removed = json!({"weir.dev/enrolled": null});
+    let host = json!({"hostNetwork": true});
+    type Report = Option<(&'static str, Option<Result<(), &'static str>>)>;
+    let table: [(&str, Value, Value, Report, Option<Value>); 12] = [
+        ("nobody says anything", NOTHING(), NOTHING(), None, None),
+        (
+            "its agent",
+            NOTHING(),
+            NOTHING(),
+            Some(("n1", Some(Ok(())))),
+            Some(enrolled),
+        ),
+        (
+            "the agent of another node",
+            NOTHING(),
+            NOTHING(),
+            Some(("n2", Some(Ok(())))),
+            None,
+        ),
+        (
+            "it stands there",
+            marked.clone(),
+            NOTHING(),
+            Some(("n1", Some(Ok(())))),
+            None,
+        ),
+        (
+            "no longer",
+            marked.clone(),
+            NOTHING(),
+            Some(("n1", None)),
+            Some(removed.clone()),
+        ),
+        ("another replica knows", marked.clone(), NOTHING(), None, None),
+        (
+            "the agent says why not",
+            marked.clone(),
+            NOTHING(),
+            Some(("n1", Some(Err("no room")))),
+            Some(json!({"weir.dev/enrolled": null, "weir.dev/not-enrolled": "no room"})),
+        ),
+        (
+            "better now",
+            reason.clone(),
+            NOTHING(),
+            Some(("n1", None)),
+            Some(json!({"weir.dev/not-enrolled": null})),
+        ),
+        ("better elsewhere", reason, NOTHING(), None, None),
+        (
+            "switched off",
+            off,
+            NOTHING(),
+            None,
+            Some(json!({"weir.dev/enrolled": null, "weir.dev/not-enrolled": null})),
+        ),
+        (
+            "not enrolled and not meant to be",
+            json!({"annotations": {}}),
+            host.clone(),
+            None,
+            None,
+        ),
+        (
+            "cannot be",
+            marked,
+            host,
+            Some(("n1", Some(Ok(())))),
+            Some(json!({
+                "weir.dev/enrolled": null,
+                "weir.dev/not-enrolled": crate::cluster::NotEnrolled::HostNetwork.to_string(),
+            })),
+        ),
+    ];
+    for (what, meta, spec, report, expected) in table {
+        let mut world = World::new();
+        world.pod("web", "u1", &meta, &spec);
+        if let Some((node, result)) = report {
+            let pods: Vec<_> = result.map(|result| ("u1", result)).into_iter().collect();
+            world.report(node, &pods);
+        }
+        assert_eq!(world.annotations(), expected, "{what}");
+    }
+}
+
+#[test]
+fn annotations_of_an_earlier_pod_of_the_name_are_not_the_pods() {
+    let mut world = World::new();
+    let marked = json!({"annotations": {"weir.dev/mesh": "enabled", "weir.dev/enrolled": "true"}});
+    world.pod("web", "u1", &marked, &NOTHING());
+    world.report("n1", &[("u1", Ok(())), ("u2", Ok(()))]);
+    assert_eq!(world.plan(), []);
+    // The compiler has heard of the new one, and the watch of annotations has not.
+    let old = std::mem::take(&mut world.present);
+    world.pod("web", "u2", &NOTHING(), &NOTHING());
+    world.present = old;
+    assert!(matches!(&world.plan()[..], [Write::Pod { uid, .. }] if &**uid == "u2"));
+}
+
+#[test]
+fn a_policy_says_whether_it_is_accepted_and_to_how_many_pods_it_applies() {
+    let marked = json!({"annotations": {"weir.dev/mesh": "enabled", "weir.dev/enrolled": "true"}});
+    let app = |app: &str| json!({"selector": {"matchLabels": {"app": app}}});
+    let bad = json!({"rules": [{"when": [{"key": "source.ip"}]}]});
+    let l7 = json!({"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]});
+    for (namespace, spec, holds, said, bound) in [
+        ("shop", NOTHING(), "True", "", 2),
+        ("shop", app("web"), "True", "", 1),
+        ("shop", app("other"), "True", "", 0),
+        ("other", NOTHING(), "True", "", 0),
+        ("weir-system", NOTHING(), "True", "", 2),
+        ("weir-system", app("db"), "True", "", 1),
+        ("shop", bad, "False", "rules[0].when[0]: expected", 2),
+        ("shop", l7, "True", "shop/p: rules[0].to[0].operation.methods", 2),
+        ("shop", json!({"action": "AUDIT"}), "False", "action: expected", 2),
+    ] {
+        let mut world = World::new();
+        for (name, meta) in [("web", &marked), ("db", &marked), ("off", &NOTHING())] {
+            world.pod(name, name, meta, &NOTHING());
+        }
+        world.policy(namespace, 3, &spec, &Value::Null);
+        let status = world.status().unwrap();
+        assert_eq!(
+            (status.observed_generation, status.bound),
+            (Some(3), Some(bound)),
+            "{spec}"
+        );
+        let condition = &status.conditions[0];
+        assert_eq!(
+            (&*condition.type_, &*condition.status),
+            ("Accepted", holds),
+            "{spec}"
+        );
+        assert!(
+            condition.message.starts_with(said),
+            "{spec}: {}",
+            condition.message
+        );
+        assert_eq!(condition.message.is_empty(), said.is_empty(), "{spec}");
+        // Once it stands there, nothing is written.
+        let mut standing = json!(status);
+        let others = json!({"type": "Other", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        standing["conditions"].as_array_mut().unwrap().insert(0, others);
+        world.policy(namespace, 3, &spec, &standing);
+        assert_eq!(world.status(), None, "{spec}");
+        // Nor by a replica that has seen less.
+        world.policy(namespace, 2, &spec, &standing);
+        assert_eq!(world.status(), None, "{spec}");
+        // The next generation is said to have been seen; since when it holds stays.
+        standing["conditions"][1]["lastTransitionTime"] = json!("2026-01-02T00:00:00Z");
+        world.policy(namespace, 4, &spec, &standing);
+        let next = world.status().unwrap();
+        assert_eq!(next.observed_generation, Some(4), "{spec}");
+        assert_eq!(
+            next.conditions[0].last_transition_time.0.to_string(),
+            "2026-01-02T00:00:00Z"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_about_the_object_that_it_is_wrong_with() {
+    let mut world = World::new();
+    let address = json!({"addresses": [{"ip": "10.0.0.1"}]});
+    world.pod("web", "u1", &NOTHING(), &address);
+    assert_eq!(world.notices(), [""; 0]);
+    let later = json!({"creationTimestamp": "2026-01-02T00:00:00Z"});
+    world.pod("thief", "u2", &later, &address);
+    world.pod("host", "u3", &NOTHING(), &json!({"hostNetwork": true}));
+    world.policy("shop", 1, &json!({"action": "AUDIT"}), &Value::Null);
+    let told = [
+        "NotEnrolled shop/host",
+        "AddressRefused shop/thief",
+        "PolicyRefused shop/p",
+    ];
+    assert_eq!(world.notices(), told);
+}
+
+#[test]
+fn an_event_is_named_by_what_it_tells() {
+    let name = ObjectName::new("shop", &"a".repeat(253));
+    let notice = Notice::not_enrolled(&name, "u1", &"ä".repeat(2000));
+    assert!(notice.name().len() <= 253);
+    let event = notice.event("one", Timestamp::UNIX_EPOCH);
+    assert!(event.note.unwrap().len() <= 1024);
+    assert_eq!(notice.name(), notice.clone().name());
+    let other = Notice::not_enrolled(&name, "u2", &"ä".repeat(2000));
+    assert_ne!(notice.name(), other.name());
+}
+
+fn told(name: &str) -> Write {
+    Write::Notice(Notice::not_enrolled(&ObjectName::new("shop", name), name, "x"))
+}
+
+fn annotated(uid: &str) -> Write {
+    Write::Pod {
+        name: ObjectName::new("shop", uid),
+        uid: uid.into(),
+        annotations: BTreeMap::from([(ENROLLED, None)]),
+    }
+}
+
+#[test]
+fn what_was_written_rests_and_what_failed_waits_longer_each_time() {
+    let (pace, start) = (Pace::default(), Instant::now());
+    let at = |milliseconds| start + Duration::from_millis(milliseconds);
+    let mut ledger = Ledger::new(pace);
+    let (write, target) = (annotated("a"), annotated("a").target());
+    let due = |ledger: &mut Ledger, now| ledger.due(vec![write.clone()], now).0.len();
+    assert_eq!(due(&mut ledger, at(0)), 1);
+    ledger.tried(target.clone(), Attempt::Done, at(0), 1.0);
+    assert_eq!(due(&mut ledger, at(2999)), 0);
+    assert_eq!(due(&mut ledger, at(3000)), 1);
+    let mut now = 3000;
+    for wait in [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000] {
+        ledger.tried(target.clone(), Attempt::Failed, at(now), 1.0);
+        assert_eq!(due(&mut ledger, at(now + wait - 1)), 0, "{wait}");
+        now += wait;
+        assert_eq!(due(&mut ledger, at(now)), 1, "{wait}");
+    }
+    // By chance it is half.
+    ledger.tried(target.clone(), Attempt::Outdated, at(now), 0.0);
+    let next = ledger.due(vec![write.clone()], at(now)).1;
+    assert_eq!(next, Some(at(now + 30_000)));
+    // What was written, and then not wanted for a while, begins anew.
+    ledger.tried(target, Attempt::Done, at(now), 1.0);
+    assert_eq!(ledger.due(Vec::new(), at(now + 3000)).0, []);
+    assert_eq!(due(&mut ledger, at(now + 3000)), 1);
+}
+
+#[test]
+fn an_overloaded_api_server_is_left_alone_with_everything() {
+    let (pace, start) = (Pace::default(), Instant::now());
+    let mut ledger = Ledger::new(pace);
+    ledger.tried(annotated("a").target(), Attempt::Overloaded, start, 1.0);
+    let both = || vec![annotated("a"), annotated("b"), told("c")];
+    let (due, next) = ledger.due(both(), start);
+    assert_eq!((due.len(), next), (0, Some(start + pace.retry)));
+    let later = start + pace.retry;
+    assert_eq!(ledger.due(both(), later).0.len(), 3);
+    ledger.tried(annotated("b").target(), Attempt::Overloaded, later, 1.0);
+    assert_eq!(ledger.due(both(), later + pace.retry).0.len(), 0);
+    assert_eq!(ledger.due(both(), later + pace.retry * 2).0.len(), 3);
+}
+
+#[test]
+fn an_event_is_told_once_for_as_long_as_it_is_so() {
+    let start = Instant::now();
+    let mut ledger = Ledger::new(Pace::default());
+    ledger.tried(told("a").target(), Attempt::Done, start, 1.0);
+    let day = start + Duration::from_secs(86_400);
+    assert_eq!(ledger.due(vec![told("a")], day).0, []);
+    assert_eq!(ledger.due(vec![told("a")], day).1, None);
+    ledger.tried(told("b").target(), Attempt::Failed, start, 1.0);
+    assert_eq!(ledger.due(vec![told("a"), told("b")], day).0, [told("b")]);
+}

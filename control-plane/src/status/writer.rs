@@ -1,0 +1,180 @@
+//! Writes what was planned, at its pace.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
+use kube::{
+    Api, Client, CustomResourceExt as _,
+    api::{DynamicObject, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use super::{
+    MANAGER, Notice, Pace, PolicyWrite, Write,
+    ledger::{Attempt, Ledger},
+};
+use crate::{cluster::ObjectName, compile::PolicyKind, crd};
+
+/// Writes to the cluster. One a process; any number of processes.
+pub struct Writer {
+    client: Client,
+    /// This replica, in events.
+    instance: String,
+    pace: Pace,
+    ledger: Ledger,
+    /// When the next write may be made.
+    next: Instant,
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// A writer that is known by the name of its pod.
+    #[must_use]
+    pub fn new(client: Client, instance: impl Into<String>, pace: Pace) -> Self {
+        Self {
+            client,
+            instance: instance.into(),
+            pace,
+            ledger: Ledger::new(pace),
+            next: Instant::now(),
+        }
+    }
+
+    /// Writes what `plan` gives, whenever something changed and until nothing is left. Never ends.
+    ///
+    /// `plan` is asked anew before each second's writes, so that nothing is written that was planned long ago.
+    pub async fn run(mut self, changed: Arc<Notify>, mut plan: impl FnMut() -> Vec<Write>) {
+        let mut again = Some(Instant::now());
+        loop {
+            tokio::select! {
+                () = changed.notified() => {}
+                () = until(again) => {}
+            }
+            sleep(self.pace.coalesce.mul_f64(1.0 + rand::random::<f64>())).await;
+            let (due, next) = self.ledger.due(plan(), Instant::now());
+            let now = usize::try_from(self.pace.per_second.max(1)).unwrap_or(usize::MAX);
+            let rest = due.len() > now;
+            let mut overloaded = false;
+            for write in due.iter().take(now) {
+                overloaded = self.write(write).await == Attempt::Overloaded;
+                if overloaded {
+                    break;
+                }
+            }
+            // After a write, the plan says what of it still is to be done, and the ledger when.
+            again = if rest || overloaded || !due.is_empty() {
+                Some(Instant::now())
+            } else {
+                next
+            };
+        }
+    }
+
+    async fn write(&mut self, write: &Write) -> Attempt {
+        sleep_until(self.next).await;
+        self.next = Instant::now() + std::time::Duration::from_secs(1) / self.pace.per_second.max(1);
+        let written = async {
+            match write {
+                Write::Policy(write) => self.policy(write).await,
+                Write::Pod {
+                    name,
+                    uid,
+                    annotations,
+                } => self.pod(name, uid, annotations).await,
+                Write::Notice(notice) => self.notice(notice).await,
+            }
+        };
+        let attempt = match timeout(self.pace.timeout, written).await {
+            Ok(Ok(())) => Attempt::Done,
+            Ok(Err(error)) => {
+                let attempt = classify(&error);
+                if attempt != Attempt::Outdated {
+                    tracing::warn!(%error, ?write, "the cluster cannot be written to; trying again");
+                }
+                attempt
+            }
+            Err(_) => {
+                tracing::warn!(?write, "the API server does not answer a write; trying again");
+                Attempt::Failed
+            }
+        };
+        self.ledger
+            .tried(write.target(), attempt, Instant::now(), rand::random());
+        attempt
+    }
+
+    /// Applied, so that conditions of others stay, and for one version of the policy only.
+    async fn policy(&self, write: &PolicyWrite) -> kube::Result<()> {
+        let resource = match write.key.kind {
+            PolicyKind::Authorization => crd::AuthorizationPolicy::api_resource(),
+            PolicyKind::PeerAuthentication => crd::PeerAuthentication::api_resource(),
+        };
+        let name = &write.key.name;
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &name.namespace, &resource);
+        let applied = json!({
+            "apiVersion": resource.api_version, "kind": resource.kind,
+            "metadata": {"name": name.name, "uid": write.uid, "resourceVersion": write.version},
+            "status": write.status,
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        api.patch_status(&name.name, &params, &Patch::Apply(applied))
+            .await
+            .map(drop)
+    }
+
+    /// With the UID, so that a pod made anew under the name is left alone.
+    async fn pod(
+        &self,
+        name: &ObjectName,
+        uid: &str,
+        annotations: &BTreeMap<&'static str, Option<String>>,
+    ) -> kube::Result<()> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &name.namespace);
+        let patch = json!({"metadata": {"uid": uid, "annotations": annotations}});
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        api.patch(&name.name, &params, &Patch::Merge(patch))
+            .await
+            .map(drop)
+    }
+
+    async fn notice(&self, notice: &Notice) -> kube::Result<()> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &notice.about.name.namespace);
+        let params = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let event = notice.event(&self.instance, Timestamp::now());
+        match api.create(&params, &event).await {
+            // Told, by another replica or by an earlier try whose answer was lost.
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+            created => created.map(drop),
+        }
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn classify(error: &kube::Error) -> Attempt {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            404 | 409 => Attempt::Outdated,
+            429 | 503 => Attempt::Overloaded,
+            _ => Attempt::Failed,
+        },
+        _ => Attempt::Failed,
+    }
+}
