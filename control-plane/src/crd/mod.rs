@@ -50,12 +50,7 @@ pub const ACCEPTED: &str = "Accepted";
     derive = "PartialEq",
     doc = "Who may connect to workloads. A DENY policy that matches refuses; with ALLOW policies, one must match.",
     printcolumn(name = "Action", type_ = "string", json_path = ".spec.action"),
-    printcolumn(
-        name = "Dry run",
-        type_ = "boolean",
-        json_path = ".spec.dryRun",
-        priority = 1
-    ),
+    printcolumn(name = "Dry run", type_ = "boolean", json_path = ".spec.dryRun", priority = 1),
     printcolumn(
         name = "Accepted",
         type_ = "string",
