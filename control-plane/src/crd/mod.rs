@@ -3,6 +3,11 @@
 //! The API server refuses what the definitions can say is wrong; what it let through, or took in before they said so, is
 //! read all the same, and what cannot be understood becomes [`Read::Malformed`](crate::cluster::Read), never nothing.
 
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "each printed column has a type and a priority, which is as others have them"
+)]
+
 mod bounds;
 mod read;
 mod rules;

@@ -1,16 +1,20 @@
 //! What should stand in the cluster, from all that is known of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use weir_policy::Selector;
 
 use super::{
-    Desired, Notice, PodState, PolicyState, Present, Regarding, Reports, TRUE, Wish, notice::cut,
+    Desired, Notice, PodState, PolicyState, Present, Regarding, TRUE, Wish, notice::cut,
     present::PresentPolicy,
 };
 use crate::{
     cluster::{PolicyApi, Switch},
     compile::{Compiler, PodView, PolicyKey, PolicyKind},
+    reports::NodeState,
 };
 
 /// Longest reason in an annotation, in bytes: all annotations of an object share 256 KiB, and agents' words are in it.
@@ -20,8 +24,15 @@ const MAX_REASON: usize = 1024;
 type Enrolled<'a> = HashMap<&'a str, HashMap<&'a BTreeMap<String, String>, i64>>;
 
 /// What should stand in the cluster.
+///
+/// Of a node that no report is of, nothing is known: its agent may speak to another replica.
 #[must_use]
-pub fn desired(compiler: &Compiler, reports: &Reports, present: &Present, root_namespace: &str) -> Desired {
+pub fn desired(
+    compiler: &Compiler,
+    reports: &HashMap<Arc<str>, NodeState>,
+    present: &Present,
+    root_namespace: &str,
+) -> Desired {
     let mut desired = Desired::default();
     let mut enrolled = Enrolled::new();
     for name in compiler.pods() {
@@ -67,7 +78,7 @@ pub fn desired(compiler: &Compiler, reports: &Reports, present: &Present, root_n
     desired
 }
 
-fn pod(view: &PodView<'_>, reports: &Reports) -> PodState {
+fn pod(view: &PodView<'_>, reports: &HashMap<Arc<str>, NodeState>) -> PodState {
     let state = |enrolled, not_enrolled| PodState {
         uid: view.pod.uid.clone(),
         enrolled,
@@ -81,10 +92,10 @@ fn pod(view: &PodView<'_>, reports: &Reports) -> PodState {
         return state(Wish::Absent, because(&why.to_string()));
     }
     // An agent's word counts for pods of its own node only.
-    let Some(pods) = reports.nodes.get(&view.pod.node) else {
+    let Some(node) = reports.get(&view.pod.node) else {
         return state(Wish::Any, Wish::Any);
     };
-    match pods.get(&view.pod.uid) {
+    match node.pods.get(&view.pod.uid) {
         Some(Ok(())) => state(Wish::Is(TRUE.to_owned()), Wish::Absent),
         Some(Err(why)) => state(Wish::Absent, because(why)),
         None => state(Wish::Absent, Wish::Absent),

@@ -14,7 +14,7 @@ mod tests;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::Arc,
     time::Duration,
 };
@@ -35,15 +35,6 @@ pub use crate::cluster::parse::ENROLLED;
 pub const NOT_ENROLLED: &str = "weir.dev/not-enrolled";
 /// What [`ENROLLED`] says.
 pub const TRUE: &str = "true";
-
-/// What agents have said, by node: their pods by UID, enrolled or why not.
-///
-/// Of a node that is not in it nothing is known: its agent may speak to another replica.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reports {
-    /// By node.
-    pub nodes: HashMap<Arc<str>, HashMap<Arc<str>, Result<(), String>>>,
-}
 
 /// What should stand in the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

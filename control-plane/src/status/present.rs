@@ -78,12 +78,7 @@ impl Present {
         let (Some(name), Some(uid)) = (name_of(meta), meta.uid.as_deref()) else {
             return;
         };
-        let annotation = |key| {
-            meta.annotations
-                .as_ref()
-                .and_then(|all| all.get(key))
-                .map(String::clone)
-        };
+        let annotation = |key| meta.annotations.as_ref().and_then(|all| all.get(key)).cloned();
         let (enrolled, not_enrolled) = (annotation(ENROLLED), annotation(NOT_ENROLLED));
         if enrolled.is_none() && not_enrolled.is_none() {
             self.pods.remove(&name);

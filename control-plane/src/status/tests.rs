@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use jiff::Timestamp;
 use kube::api::DynamicObject;
@@ -13,13 +13,14 @@ use crate::{
     cluster::{Event, Node, Pod, PolicyApi, parse::name_of},
     compile::{Compiler, PolicyKind, Settings},
     crd,
+    reports::NodeState,
 };
 
 /// A cluster as one replica sees it.
 struct World {
     compiler: Compiler,
     present: Present,
-    reports: Reports,
+    reports: HashMap<Arc<str>, NodeState>,
 }
 
 impl World {
@@ -29,7 +30,7 @@ impl World {
         Self {
             compiler,
             present: Present::default(),
-            reports: Reports::default(),
+            reports: HashMap::new(),
         }
     }
 
@@ -75,7 +76,8 @@ impl World {
         let pods = pods
             .iter()
             .map(|(uid, result)| (Arc::from(*uid), result.map_err(str::to_owned)));
-        self.reports.nodes.insert(node.into(), pods.collect());
+        let (ready, pods) = (true, pods.collect());
+        self.reports.insert(node.into(), NodeState { ready, pods });
     }
 
     fn plan(&self) -> Vec<Write> {

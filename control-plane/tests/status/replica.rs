@@ -1,6 +1,7 @@
 //! One replica of the control plane: what its watches bring goes to a compiler, and its writer writes.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -23,7 +24,8 @@ use weir_control::{
     cluster::{self, Event, PolicyApi, parse::name_of},
     compile::{Compiler, PolicyKind, Settings},
     crd::{AuthorizationPolicy, authorization_event, custom_resource_definitions},
-    status::{Pace, Present, Reports, Writer, desired, plan},
+    reports::NodeState,
+    status::{Pace, Present, Writer, desired, plan},
 };
 
 /// As fast as tests are patient.
@@ -39,7 +41,7 @@ pub(crate) const PACE: Pace = Pace {
 struct State {
     compiler: Compiler,
     present: Present,
-    reports: Reports,
+    reports: HashMap<Arc<str>, NodeState>,
 }
 
 /// Ends when it is dropped.
@@ -94,7 +96,7 @@ impl Replica {
         let state = Arc::new(Mutex::new(State {
             compiler: Compiler::new(Settings::default()),
             present: Present::default(),
-            reports: Reports::default(),
+            reports: HashMap::new(),
         }));
         let changed = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
@@ -164,11 +166,12 @@ impl Replica {
             let pods = pods
                 .iter()
                 .map(|(uid, result)| (Arc::from(*uid), result.map_err(str::to_owned)));
-            pods.collect()
+            let (ready, pods) = (true, pods.collect());
+            NodeState { ready, pods }
         });
         match pods {
-            Some(pods) => state.reports.nodes.insert(node.into(), pods),
-            None => state.reports.nodes.remove(node),
+            Some(pods) => state.reports.insert(node.into(), pods),
+            None => state.reports.remove(node),
         };
         drop(state);
         self.changed.notify_one();
