@@ -6,6 +6,7 @@ mod attacks;
 mod budgets;
 mod clients;
 mod cluster;
+mod cluster_rotation;
 mod corners;
 mod direct;
 mod direct_attacks;

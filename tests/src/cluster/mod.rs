@@ -89,15 +89,15 @@ impl Cluster {
     /// When it cannot be made; the message says why.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self::with(name, &[])
+        Self::with(name, &[], |_| {})
     }
 
-    /// With more arguments for the control plane.
+    /// With more arguments for the control plane, and changes to the agents' configuration.
     ///
     /// # Panics
     /// As [`Cluster::new`].
     #[must_use]
-    pub fn with(name: &str, arguments: &[&str]) -> Self {
+    pub fn with(name: &str, arguments: &[&str], change: impl Fn(&mut AgentConfig)) -> Self {
         let lab = Lab::builder(name).outside().build().expect("a lab");
         let api = ApiServer::start().expect("an API server");
         let runtime = Runtime::new().expect("a runtime");
@@ -114,7 +114,7 @@ impl Cluster {
         };
         cluster.furnish();
         cluster.start_control();
-        cluster.start_agents();
+        cluster.start_agents(change);
         cluster
     }
 
@@ -219,14 +219,24 @@ impl Cluster {
         }
     }
 
-    fn start_agents(&mut self) {
+    /// Brings the agents' file of the control plane's roots up to date, as the kubelet does with a ConfigMap that is mounted.
+    /// Gives its path.
+    ///
+    /// # Panics
+    /// When the control plane publishes none.
+    pub fn fetch_roots(&self) -> PathBuf {
         let roots = self.lab.folder().join("roots.pem");
         let text = self.wait(|client| async move {
             let maps: Api<ConfigMap> = Api::namespaced(client, SYSTEM);
             let map = maps.get_opt("weir-ca-roots").await.ok()??;
             map.data?.remove("roots.pem")
         });
-        std::fs::write(&roots, text).expect("roots");
+        weir_lab::replace_file(&roots, text.as_bytes()).expect("roots");
+        roots
+    }
+
+    fn start_agents(&mut self, change: impl Fn(&mut AgentConfig)) {
+        let roots = self.fetch_roots();
         let names: Vec<String> = self
             .lab
             .nodes()
@@ -243,6 +253,7 @@ impl Cluster {
                 roots: roots.clone(),
                 token,
             });
+            change(&mut config);
             self.agents.push(self.lab.launch_agent(config).expect("an agent"));
         }
         self.agents

@@ -255,6 +255,15 @@ impl Cluster {
         .expect("an answer")
     }
 
+    /// Does something through a client of the API server, whatever comes of it.
+    ///
+    /// # Panics
+    /// When there is no client.
+    pub fn attempt<T>(&self, ask: impl AsyncFnOnce(Client) -> T) -> T {
+        self.runtime
+            .block_on(async { ask(self.api.client().expect("a client")).await })
+    }
+
     /// Asks the API server.
     ///
     /// # Panics

@@ -1,0 +1,104 @@
+//! The root of a mesh with a control plane is rotated under traffic.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use weir_control::ca::{AuthoritySecret, NextAuthority, SecretError, SecretName};
+use weir_e2e::{cluster::Cluster, direct::at, serve};
+use weir_lab::{PATIENCE, Spawn as _, config::CertificatesConfig, poll};
+
+/// Of leaf certificates here, so that one renews every five seconds.
+const LIFETIME: Duration = Duration::from_secs(10);
+
+fn authority(client: kube::Client) -> AuthoritySecret {
+    let name = SecretName {
+        namespace: "weir-authority".to_owned(),
+        name: "weir-authority".to_owned(),
+    };
+    AuthoritySecret::new(client, name, "cluster.local".parse().unwrap())
+}
+
+/// Roots that each agent trusts.
+fn roots(cluster: &Cluster) -> Vec<usize> {
+    let agents = cluster.agents.iter();
+    agents.map(|agent| agent.status().unwrap().roots.len()).collect()
+}
+
+fn wait_roots(cluster: &Cluster, wanted: usize) {
+    let what = format!("{wanted} roots");
+    poll(&what, PATIENCE, || {
+        Ok(roots(cluster).iter().all(|count| *count == wanted).then_some(()))
+    })
+    .unwrap();
+}
+
+fn serials(cluster: &Cluster) -> Vec<String> {
+    let agents = cluster.agents.iter();
+    let all = agents.flat_map(|agent| agent.status().unwrap().certificates);
+    all.map(|certificate| certificate.serial).collect()
+}
+
+/// Waits until no certificate of before is in use, and then for as long as one may still live.
+fn outlive(cluster: &Cluster) {
+    let before = serials(cluster);
+    poll("other certificates", 2 * LIFETIME, || {
+        Ok(serials(cluster)
+            .iter()
+            .all(|serial| !before.contains(serial))
+            .then_some(()))
+    })
+    .unwrap();
+    let renewed = Instant::now();
+    poll("a lifetime to pass", 2 * LIFETIME, || {
+        Ok((renewed.elapsed() > LIFETIME).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_control_planes_root_rotates_under_traffic_without_one_failed_connection() {
+    let mut cluster = Cluster::with("caroot", &[], |config| {
+        config.certificates = Some(CertificatesConfig {
+            lifetime: format!("{}s", LIFETIME.as_secs()),
+        });
+    });
+    let client = cluster.pod("node1", "shop", "a");
+    let server = cluster.pod("node2", "shop", "c");
+    cluster.wait_enrolled(&[&client, &server]);
+    let _server = serve(&server, ["echo-server", "--port", "7000"]);
+    let to = at(server.v4(), 7000);
+    // Fails at the first connection that fails.
+    let endless = ["echo-client", &to, "--connections", "1000000", "--pause-ms", "5"];
+    let mut traffic = client.testapp(endless).unwrap();
+    wait_roots(&cluster, 1);
+    let now = Timestamp::now;
+    let begun = cluster.attempt(async |client| authority(client).begin(NextAuthority::Generate, now()).await);
+    begun.unwrap();
+    wait_roots(&cluster, 2);
+    let activate = |force| cluster.attempt(async |client| authority(client).activate(now(), force).await);
+    let early = activate(false);
+    assert!(
+        matches!(early, Err(SecretError::Rotation(_))),
+        "agents may not know the new root yet: {early:?}"
+    );
+    activate(true).unwrap();
+    cluster.fetch_roots();
+    outlive(&cluster);
+    let retired = cluster.attempt(async |client| authority(client).retire(now(), true).await);
+    retired.unwrap();
+    cluster.fetch_roots();
+    wait_roots(&cluster, 1);
+    // The control plane comes back with a certificate of the new root.
+    cluster.stop_control();
+    cluster.start_control();
+    outlive(&cluster);
+    assert!(
+        traffic.ended().unwrap().is_none(),
+        "a connection failed: {}",
+        traffic.stderr()
+    );
+    for agent in &cluster.agents {
+        let metrics = agent.metrics().unwrap();
+        assert!(!metrics.contains("weir_connections_refused_total{"), "{metrics}");
+    }
+}
