@@ -118,6 +118,8 @@ pub struct Pod {
     pub v4: u32,
     /// Its IPv6 address, `::` if it has none.
     pub v6: [u32; 4],
+    /// 1 if its connections are only recorded, 0 if they are captured.
+    pub observed: u32,
 }
 
 /// Pods on one node; Kubernetes stops at 110 by default, and large nodes at some hundreds. A power of two.
@@ -291,7 +293,7 @@ const _: () = assert!(size_of::<Conn>() == 120);
 const _: () = assert!(size_of::<SockState>() == 168);
 const _: () = assert!(size_of::<Pending>() == 136);
 const _: () = assert!(size_of::<Connecting>() == 152);
-const _: () = assert!(size_of::<Pod>() == 24);
+const _: () = assert!(size_of::<Pod>() == 28);
 const _: () = assert!(size_of::<VerdictKey>() == 24);
 const _: () = assert!(size_of::<Verdict>() == 48);
 const _: () = assert!(size_of::<Config>() == 40);

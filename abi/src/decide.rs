@@ -59,6 +59,9 @@ pub fn connect(
     if is_loopback(&dst.addr) || is_unspecified(&dst.addr) {
         return Connect::Ignore;
     }
+    if pod.observed != 0 {
+        return Connect::Pass;
+    }
     let own = own_address(pod, dst.is_v4());
     if same_address(&own, &dst.addr) {
         return Connect::Direct {

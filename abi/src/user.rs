@@ -28,6 +28,15 @@ impl From<SocketAddr> for Endpoint {
 }
 
 impl Pod {
+    /// The same, whose connections are only recorded if that is so.
+    #[must_use]
+    pub fn observed(self, observed: bool) -> Self {
+        Self {
+            observed: observed.into(),
+            ..self
+        }
+    }
+
     /// A pod with these addresses; the first of each family counts.
     #[must_use]
     pub fn new(handle: u32, addresses: &[IpAddr]) -> Self {

@@ -21,6 +21,7 @@ static OWN_POD: Pod = Pod {
     handle: 0,
     v4: 0,
     v6: [0; 4],
+    observed: 0,
 };
 
 /// Go on: to the assigned socket, else to whichever listens.

@@ -331,6 +331,7 @@ impl Agent {
             .load()
             .local()
             .values()
+            .filter(|pod| !pod.observed)
             .map(|pod| pod.workload.identity.clone())
             .collect();
         self.node.certificates.retain(&identities);

@@ -169,13 +169,14 @@ impl Enrolment {
             .map(|(_, pod)| pod);
         // An earlier agent's pod of this namespace goes on under its handle, if its addresses are the same.
         let same = |pod: &weir_abi::Pod| {
-            before.is_none() && *pod == weir_abi::Pod::new(pod.handle, &workload.addresses)
+            before.is_none()
+                && *pod == weir_abi::Pod::new(pod.handle, &workload.addresses).observed(local.observed)
         };
         let handle = match known.filter(same) {
             Some(pod) => PodHandle(pod.handle),
             None => datapath.new_handle()?,
         };
-        let entry = weir_abi::Pod::new(handle.0, &workload.addresses);
+        let entry = weir_abi::Pod::new(handle.0, &workload.addresses).observed(local.observed);
         let link = Link::of(&netns).map_err(EnrolError::Routes)?;
         let pod = Arc::new(Pod::new(handle, local, netns, link, told(mesh, local)));
         let told = pod.told().clone();
@@ -185,8 +186,11 @@ impl Enrolment {
             .and_then(|()| datapath.set_probe_ports(handle, &told.probe_ports))
             .map_err(EnrolError::from)
             .and_then(|()| {
-                self.listen(&pod, &entry)?;
-                datapath.attach_pod(&entry, pod.netns.as_fd())?;
+                // What reaches a pod that is only observed does not concern the agent.
+                if !local.observed {
+                    self.listen(&pod, &entry)?;
+                    datapath.attach_pod(&entry, pod.netns.as_fd())?;
+                }
                 datapath.insert_pod(cookie, &entry)?;
                 Ok(())
             });
@@ -202,7 +206,10 @@ impl Enrolment {
             }
             return Err(error);
         }
-        tracing::info!(pod = workload.uid, identity = %workload.identity, handle = handle.0, "pod enrolled");
+        tracing::info!(
+            pod = workload.uid, identity = %workload.identity, handle = handle.0, observed = local.observed,
+            "pod enrolled"
+        );
         self.node.insert(pod);
         if let Some(old) = old {
             datapath.detach_pod(old);

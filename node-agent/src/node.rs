@@ -73,6 +73,8 @@ pub struct Pod {
     pub netns: NetNs,
     /// How it hangs on the node's network.
     pub link: Link,
+    /// Whether its connections are only recorded.
+    pub observed: bool,
     /// What the kernel was told of it.
     told: Mutex<Told>,
     /// Its inbound connections that are open through the agent.
@@ -277,7 +279,8 @@ impl Node {
 
 impl Locate for Node {
     fn enrolled(&self, uid: &str) -> Option<Enrolled> {
-        self.pod(uid).map(|pod| Enrolled {
+        let captured = self.pod(uid).filter(|pod| !pod.observed);
+        captured.map(|pod| Enrolled {
             handle: pod.handle,
             link: pod.link,
         })
@@ -295,6 +298,7 @@ impl Pod {
             workload: local.workload.clone(),
             netns,
             link,
+            observed: local.observed,
             told: Mutex::new(told),
             open: OpenConnections::default(),
             left: CancellationToken::new(),
@@ -308,7 +312,10 @@ impl Pod {
     #[must_use]
     pub fn is(&self, local: &LocalPod) -> bool {
         let (own, new) = (&self.workload, &local.workload);
-        own.identity == new.identity && own.addresses == new.addresses && *self.netns.source() == local.netns
+        own.identity == new.identity
+            && own.addresses == new.addresses
+            && *self.netns.source() == local.netns
+            && self.observed == local.observed
     }
 
     /// What the kernel was told of it.

@@ -86,6 +86,9 @@ fn one(node: &Node, mesh: &Mesh, pod: &Arc<Pod>, has_direct: bool) -> bool {
     let Some(local) = mesh.local().get(&pod.workload.uid) else {
         return true;
     };
+    if local.observed {
+        return true;
+    }
     let policies = mesh.policies_of(&local.workload);
     pod.open.revalidate(policies);
     let asks = policies.names().next().is_some() || policies.mtls().is_strict_anywhere();

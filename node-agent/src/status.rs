@@ -31,8 +31,12 @@ impl Agent {
                     name: local.workload.name.clone(),
                     identity: local.workload.identity.clone(),
                     addresses: local.workload.addresses.clone(),
-                    enrolled: pod.is_some(),
-                    mode: mode(policies.mtls()),
+                    enrolled: pod.as_ref().is_some_and(|pod| pod.is(local)),
+                    mode: if local.observed {
+                        "observe".to_owned()
+                    } else {
+                        mode(policies.mtls())
+                    },
                     same_node: pod.as_ref().map(|pod| same_node(node, &mesh, pod)),
                     policies: policies.names().count() as u64,
                     problem: problems.get(&local.workload.uid).cloned(),

@@ -289,3 +289,54 @@ fn an_agent_that_starts_again_enrols_its_pods_again_and_open_connections_in_the_
     cluster.wait_enrolled(&[&client, &server]);
     wait_answer(&client, &to, "x");
 }
+
+#[test]
+fn a_pod_that_is_only_observed_is_recorded_and_left_alone() {
+    let mut cluster = Cluster::new("observe");
+    cluster.namespace("quiet", Some("observe"));
+    let observed = cluster.pod("node1", "quiet", "q");
+    let server = cluster.pod("node2", "shop", "c");
+    cluster.wait_enrolled(&[&server]);
+    cluster.wait_known(&observed, |enrolled, tunnel| enrolled && tunnel == "NONE");
+    let (_server, _quiet) = (echo(&server), echo(&observed));
+    // A policy that would refuse it, were it in the mesh.
+    cluster.policy(
+        "PeerAuthentication",
+        "quiet",
+        "default",
+        &json!({ "mtls": { "mode": "STRICT" } }),
+    );
+    assert_eq!(asks(&observed, &at(server.v4(), 7000)), "x");
+    let flow = cluster
+        .agent(&observed)
+        .wait_flow("its connection", |flow| {
+            flow.event == FlowEvent::Close && flow.source.pod.as_deref() == Some("q")
+        })
+        .unwrap();
+    assert_eq!(flow.path, FlowPath::Kernel);
+    assert_eq!((flow.bytes_sent, flow.bytes_received), (1, 1));
+    assert_eq!(
+        asks(&server, &at(observed.v4(), 7000)),
+        "x",
+        "plaintext reaches it"
+    );
+    let status = cluster.agent(&observed).status().unwrap();
+    let pod = status.pods.iter().find(|pod| pod.name == "q").unwrap();
+    assert_eq!((pod.enrolled, pod.mode.as_str()), (true, "observe"));
+    assert!(
+        status.certificates.is_empty(),
+        "nobody asks for a certificate for it"
+    );
+    // Then in earnest.
+    cluster.switch("quiet", Some("enabled"));
+    cluster.wait_enrolled(&[&observed]);
+    assert_eq!(asks(&observed, &at(server.v4(), 7000)), "x");
+    cluster
+        .agent(&server)
+        .wait_flow("its connection by mutual TLS", |flow| {
+            flow.path == FlowPath::Tunnel
+                && flow.source.identity.is_some()
+                && flow.source.pod.as_deref() == Some("q")
+        })
+        .unwrap();
+}

@@ -5,6 +5,7 @@ const POD: Pod = Pod {
     handle: 7,
     v4: 0x0200_010a,
     v6: [0xfd, 0, 0, 2],
+    observed: 0,
 };
 const NOW: u64 = 100;
 const CONFIG: Config = Config {
@@ -98,6 +99,19 @@ fn local_destinations_never_reach_the_agent() {
             to: None
         }
     );
+}
+
+#[test]
+fn an_observed_pods_connections_pass_whatever_is_remembered() {
+    let pod = Pod { observed: 1, ..POD };
+    for kind in [VerdictKind::REDIRECT, VerdictKind::DIRECT, VerdictKind::DENY] {
+        assert_eq!(
+            connect(&pod, &peer(), 0, &verdict(kind), &CONFIG, NOW),
+            Connect::Pass
+        );
+    }
+    let own = Endpoint::v4(POD.v4, 80);
+    assert_eq!(connect(&pod, &own, 0, &NOTHING, &CONFIG, NOW), Connect::Pass);
 }
 
 #[test]

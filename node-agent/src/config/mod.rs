@@ -214,6 +214,9 @@ pub struct PodConfig {
     /// Ports of its own liveness, readiness and startup probes: the kubelet reaches them also where plaintext is refused.
     #[serde(default)]
     pub probe_ports: Vec<std::num::NonZeroU16>,
+    /// Only record its connections, and leave them alone. Its workload has `tunnel: NONE` then.
+    #[serde(default)]
+    pub observe: bool,
 }
 
 /// A workload: a pod on any node, or a host outside Kubernetes.

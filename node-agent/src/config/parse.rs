@@ -12,7 +12,7 @@ use serde::Deserialize as _;
 use serde_saphyr::Location;
 use weir_types::Identity;
 
-use super::{CaConfig, ConfigFile, WorkloadConfig};
+use super::{CaConfig, ConfigFile, TunnelProtocol, WorkloadConfig};
 
 /// Largest file that is read: 20,000 workloads take about 4 MiB.
 const MAX_FILE: u64 = 64 << 20;
@@ -414,6 +414,10 @@ fn check_pods(config: &ConfigFile, workloads: &HashMap<&str, &WorkloadConfig>) -
                     config.node.value, workload.node
                 ),
             );
+        }
+        if value.observe && workload.tunnel == TunnelProtocol::Hbone {
+            let problem = "expected a workload with tunnel NONE: what is only observed takes no tunnel";
+            return at("observe", problem.to_owned());
         }
         if workload.namespace != value.namespace {
             return at(

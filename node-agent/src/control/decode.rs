@@ -112,20 +112,22 @@ pub(super) fn pod_resource(resource: &Resource, update: &mut Update) -> Result<(
     if pod.uid.is_empty() || pod.uid != resource.name {
         return Err(DecodeError::Name);
     }
-    let source = match node::Mode::try_from(pod.mode) {
-        Ok(node::Mode::Enabled) => Some(PodSource {
-            workload: pod.workload,
-            netns: NetNsRef::Pod(pod.uid.as_str().into()),
-            probe_ports: pod
-                .probe_ports
-                .iter()
-                .map(|number| port(*number).map(NonZeroU16::get))
-                .collect::<Result<_, _>>()?,
-        }),
-        Ok(node::Mode::Observe) => None,
+    let observed = match node::Mode::try_from(pod.mode) {
+        Ok(node::Mode::Enabled) => false,
+        Ok(node::Mode::Observe) => true,
         Ok(node::Mode::Unspecified) | Err(_) => return Err(DecodeError::Mode),
     };
-    update.pods.push((pod.uid, source));
+    let source = PodSource {
+        workload: pod.workload,
+        netns: NetNsRef::Pod(pod.uid.as_str().into()),
+        probe_ports: pod
+            .probe_ports
+            .iter()
+            .map(|number| port(*number).map(NonZeroU16::get))
+            .collect::<Result<_, _>>()?,
+        observed,
+    };
+    update.pods.push((pod.uid, Some(source)));
     Ok(())
 }
 

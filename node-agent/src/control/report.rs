@@ -74,7 +74,10 @@ fn of(agent: &Agent) -> NodeReport {
         let workload = &local.workload.uid;
         Some(PodReport {
             uid: uid.to_owned(),
-            enrolled: agent.node.pod(workload).is_some(),
+            enrolled: agent
+                .node
+                .pod(workload)
+                .is_some_and(|pod| pod.is(local) && !pod.observed),
             problem: problems.get(workload).cloned().unwrap_or_default(),
         })
     });

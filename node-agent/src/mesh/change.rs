@@ -80,6 +80,7 @@ impl LocalPod {
         self.workload.is_like(&other.workload)
             && self.netns == other.netns
             && self.probe_ports == other.probe_ports
+            && self.observed == other.observed
             && self.same_node == other.same_node
     }
 }

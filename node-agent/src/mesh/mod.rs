@@ -82,6 +82,8 @@ pub struct LocalPod {
     pub netns: NetNsRef,
     /// Ports at which the kubelet probes it.
     pub probe_ports: Vec<u16>,
+    /// Whether its connections are only recorded.
+    pub observed: bool,
     /// How it reaches other pods of this node, and they it.
     pub same_node: SameNodeMode,
 }
@@ -135,6 +137,7 @@ impl Mesh {
                     workload: workload.clone(),
                     netns: NetNsRef::File(pod.netns.clone()),
                     probe_ports: pod.probe_ports.iter().map(|port| port.get()).collect(),
+                    observed: pod.observe,
                     same_node: config.same_node.value.mode(&pod.uid, &pod.namespace),
                 };
                 mesh.local.insert(pod.uid.clone(), Arc::new(local));

@@ -53,6 +53,8 @@ pub struct PodSource {
     pub netns: NetNsRef,
     /// Ports at which the kubelet probes it.
     pub probe_ports: Vec<u16>,
+    /// Whether its connections are only recorded.
+    pub observed: bool,
 }
 
 /// What is new, by name; `None` where there is nothing of the name any more.
@@ -340,6 +342,7 @@ impl Received {
                 workload: workload.clone(),
                 netns: pod.netns.clone(),
                 probe_ports: pod.probe_ports.clone(),
+                observed: pod.observed,
                 same_node: self.same_node.mode(&workload.uid, namespace),
             };
             Some((workload.uid.clone(), Arc::new(local)))

@@ -320,6 +320,12 @@ impl Cluster {
     pub fn wait_enrolled(&self, pods: &[&Member]) {
         for pod in pods {
             self.wait_known(pod, |own, tunnel| own && tunnel == "HBONE");
+            poll("the pod to be captured", PATIENCE, || {
+                let status = self.agent(pod).status()?;
+                let own = status.pods.iter().find(|own| own.name == pod.spec().name);
+                Ok(own.filter(|own| own.enrolled && own.mode != "observe").map(drop))
+            })
+            .expect("an enrolled pod");
         }
     }
 

@@ -101,6 +101,7 @@ fn event() -> impl Strategy<Value = Event> {
             workload: uid.to_owned(),
             netns: NetNsRef::Pod(uid.into()),
             probe_ports: Vec::new(),
+            observed: false,
         });
         Event::Pod(uid.to_owned(), pod)
     });
