@@ -97,6 +97,8 @@ async fn a_pod_made_anew_does_not_get_what_was_meant_for_the_earlier_one() {
     let found = pods.get("web").await.unwrap();
     assert_eq!(found.uid(), second.uid());
     assert!(!found.annotations().contains_key(ENROLLED));
+    // Nor was it there for a while, to be taken back.
+    assert_eq!(faults.count(&patches), 1);
     replica.report(&node.name_any(), Some(&[(&second.uid().unwrap(), Ok(()))]));
     annotation(&pods, "web", ENROLLED, Some("true")).await;
 }

@@ -12,6 +12,9 @@ use weir_control::crd::AuthorizationPolicy;
 
 use crate::replica::{PACE, Replica, install, policy};
 
+/// So often may something still have been to write.
+const ROUNDS: usize = 6;
+
 struct Stage {
     cluster: TestCluster,
     faults: Faults,
@@ -75,13 +78,14 @@ impl Stage {
     /// Waits until nothing has been written for as long as anything would be tried again, and gives how much was.
     async fn quiet(&self) -> usize {
         let long = PACE.rest + PACE.retry_most + PACE.coalesce * 4;
-        loop {
+        for _ in 0..ROUNDS {
             let before = self.writes();
             tokio::time::sleep(long).await;
             if self.writes() == before {
                 return before;
             }
         }
+        panic!("still writing after {} writes", self.writes());
     }
 }
 
