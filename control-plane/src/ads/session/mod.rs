@@ -84,6 +84,9 @@ impl Session {
         let subscription = slot.get_or_insert_with(|| Subscription::first(&mut request));
         // A stale nonce answers nothing, but the subscriptions beside it count: they are relative to the request before.
         let answers = subscription.answered(&request.response_nonce);
+        if !first && !request.resource_names_unsubscribe.is_empty() {
+            subscription.doubt();
+        }
         subscription.change(request);
         if first {
             subscription.resume();

@@ -85,6 +85,12 @@ impl Subscription {
         }
     }
 
+    /// Takes what the client has from an earlier stream for outdated: it unsubscribed from something before the first
+    /// response, and what it forgot with that, by whichever name it knew it, is to be sent if it asks again.
+    pub(super) fn doubt(&mut self) {
+        self.known.values_mut().for_each(String::clear);
+    }
+
     /// Subscribes to what the client has from an earlier stream, which a wildcard would include.
     pub(super) fn resume(&mut self) {
         if self.wildcard {
@@ -204,6 +210,20 @@ impl Subscription {
             }
             if lacks {
                 removed.insert(&**name);
+            }
+        }
+        // Until the first response: whatever the client says that it has is confirmed, replaced or taken back, also what it
+        // has given up since. By which of its names it still wants it, the client may not know as we do.
+        for name in self.known.keys() {
+            match view.get(name) {
+                Some(resource) if self.wants(resource) => {
+                    if !self.knows(resource) {
+                        send.insert(&*resource.name, resource);
+                    }
+                }
+                _ => {
+                    removed.insert(name);
+                }
             }
         }
         removed.retain(|name| !send.contains_key(name));
