@@ -9,13 +9,17 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     ads::Store,
-    compile::{Compiler, Settings},
-    watch::Batch,
+    cluster::Event,
+    compile::{Compiler, PolicyKind, Settings},
+    status::Present,
+    watch::{Batch, Seen},
 };
 
 /// The compiler, and the store that it fills.
 pub struct Engine {
     compiler: RwLock<Compiler>,
+    /// What stands in the cluster of what we write there.
+    present: RwLock<Present>,
     store: Arc<Store>,
     /// Counts what was taken in.
     revision: watch::Sender<u64>,
@@ -30,6 +34,7 @@ impl Engine {
     pub fn new(settings: Settings, store: Arc<Store>) -> Self {
         Self {
             compiler: RwLock::new(Compiler::new(settings)),
+            present: RwLock::default(),
             store,
             revision: watch::Sender::new(0),
             synced: watch::Sender::new(false),
@@ -40,6 +45,11 @@ impl Engine {
     pub fn compiler(&self) -> RwLockReadGuard<'_, Compiler> {
         // Its maps are changed one by one: after a panic they are as good as the next list of everything makes them.
         self.compiler.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What stands in the cluster of what is written there.
+    pub fn present(&self) -> RwLockReadGuard<'_, Present> {
+        self.present.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says when something was taken in.
@@ -58,25 +68,22 @@ impl Engine {
     /// missing would be taken for gone.
     pub async fn run(&self, mut batches: mpsc::Receiver<Batch>, kinds: &[&'static str]) {
         let mut missing: HashSet<&'static str> = kinds.iter().copied().collect();
-        let mut waiting = Vec::new();
-        while let Some(batch) = batches.recv().await {
-            let mut events = batch.events;
-            if batch.synced {
-                missing.remove(batch.kind);
-            }
-            while let Ok(batch) = batches.try_recv() {
+        let (mut events, mut seen) = (Vec::new(), Vec::new());
+        while let Some(first) = batches.recv().await {
+            let mut next = Some(first);
+            while let Some(batch) = next {
                 events.extend(batch.events);
+                seen.extend(batch.seen);
                 if batch.synced {
                     missing.remove(batch.kind);
                 }
+                next = batches.try_recv().ok();
             }
-            waiting.append(&mut events);
             if !missing.is_empty() {
                 continue;
             }
-            let events = std::mem::take(&mut waiting);
-            if !events.is_empty() {
-                self.take(events);
+            if !(events.is_empty() && seen.is_empty()) {
+                self.take(std::mem::take(&mut events), std::mem::take(&mut seen));
             }
             if !*self.synced.borrow() {
                 tracing::info!("all there is in the cluster is known");
@@ -86,7 +93,29 @@ impl Engine {
         }
     }
 
-    fn take(&self, events: Vec<crate::cluster::Event>) {
+    fn take(&self, events: Vec<Event>, seen: Vec<Seen>) {
+        {
+            // Before the compiler: what is said of a policy is said of the version that stands here.
+            let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
+            for seen in seen {
+                match seen {
+                    Seen::Pod(meta) => present.set_pod(&meta),
+                    Seen::Policy(kind, api, object) => present.set_policy(kind, api, &object),
+                }
+            }
+            for event in &events {
+                match event {
+                    Event::Pod(name, None) => present.remove_pod(name),
+                    Event::AuthorizationPolicy(api, name, None) => {
+                        present.remove_policy(PolicyKind::Authorization, *api, name);
+                    }
+                    Event::PeerAuthentication(api, name, None) => {
+                        present.remove_policy(PolicyKind::PeerAuthentication, *api, name);
+                    }
+                    _ => {}
+                }
+            }
+        }
         let changes = {
             let mut compiler = self.compiler.write().unwrap_or_else(PoisonError::into_inner);
             compiler.apply(events)

@@ -69,6 +69,9 @@ struct Arguments {
     /// Policies of Istio's security.istio.io count too.
     #[arg(long)]
     istio_policies: bool,
+    /// This replica's name, in the events that it writes.
+    #[arg(long, value_name = "NAME", default_value = "weir-control", env = "POD_NAME")]
+    instance: String,
     #[command(flatten)]
     log: LogOptions,
 }
@@ -114,6 +117,7 @@ impl From<Arguments> for Options {
                 Authority::Given => Source::Given,
             },
             istio_policies: arguments.istio_policies,
+            instance: arguments.instance,
             trust_domain: arguments.trust_domain,
         }
     }

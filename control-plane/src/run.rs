@@ -3,12 +3,13 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use kube::Client;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
 use tonic::transport::Server;
@@ -23,6 +24,7 @@ use crate::{
     publish,
     reports::{ReportService, Reports},
     server::{self, OwnCertificate},
+    status::{Pace, Writer, desired, plan},
     watch::{self as watches, QUEUE},
 };
 
@@ -32,6 +34,16 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 const WINDOW: u32 = 65_535;
 /// Calls of one agent at once: a stream of each kind, and certificates for the pods of its node.
 const CALLS: u32 = 256;
+/// How fast is written to the cluster: others wait for the annotation of a pod that was enrolled, and a namespace that joins
+/// the mesh may have a thousand.
+const PACE: Pace = Pace {
+    coalesce: Duration::from_millis(50),
+    per_second: 50,
+    rest: Duration::from_secs(3),
+    retry: Duration::from_millis(500),
+    retry_most: Duration::from_secs(60),
+    timeout: Duration::from_secs(15),
+};
 /// How long open streams may take to end when the process stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -56,6 +68,8 @@ pub struct Options {
     pub source: Source,
     /// Whether Istio's policies count.
     pub istio_policies: bool,
+    /// This replica's name, for events.
+    pub instance: String,
 }
 
 /// Grants the identities of pods that are to be enrolled on a node.
@@ -132,6 +146,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let secret = AuthoritySecret::new(client.clone(), options.authority, options.trust_domain.clone());
     let keys = Keys::new(secret, options.source, &registry)?;
     let store = Arc::new(Store::new());
+    let root_namespace = options.settings.root_namespace.clone();
     let engine = Arc::new(Engine::new(options.settings, store.clone()));
     let reports = Arc::new(Reports::default());
     let agent_namespace = options.account.namespace.clone();
@@ -174,6 +189,12 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         let engine = engine.clone();
         tasks.spawn(async move { engine.run(incoming, &kinds).await });
     }
+    tasks.spawn(write_status(
+        Writer::new(client, options.instance, PACE),
+        engine.clone(),
+        reports.clone(),
+        root_namespace,
+    ));
     let overview = Arc::new(Overview {
         registry,
         synced: engine.synced(),
@@ -209,6 +230,39 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     // Agents connect to another replica meanwhile.
     let _ = tokio::time::timeout(DRAIN, serving).await;
     Ok(())
+}
+
+/// Writes to the cluster what it should say, whenever that may be something else than before.
+async fn write_status(writer: Writer, engine: Arc<Engine>, reports: Arc<Reports>, root_namespace: String) {
+    let changed = Arc::new(Notify::new());
+    let (mut revisions, mut said) = (engine.revisions(), reports.changes());
+    let mut synced = engine.synced();
+    // What is not known yet would be taken back.
+    if synced.wait_for(|synced| *synced).await.is_err() {
+        return;
+    }
+    changed.notify_one();
+    let plans = move || {
+        let present = engine.present();
+        let desired = desired(&engine.compiler(), &reports.all(), &present, &root_namespace);
+        plan(&desired, &present, Timestamp::now())
+    };
+    let watch = async {
+        loop {
+            let alive = tokio::select! {
+                changed = revisions.changed() => changed.is_ok(),
+                changed = said.changed() => changed.is_ok(),
+            };
+            if !alive {
+                return;
+            }
+            changed.notify_one();
+        }
+    };
+    tokio::select! {
+        () = watch => {}
+        () = writer.run(changed.clone(), plans) => {}
+    }
 }
 
 async fn stop_signal() -> anyhow::Result<()> {

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject},
+    api::{ApiResource, DynamicObject, ObjectMeta},
     core::GroupVersionKind,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Batch, Convert, run};
+use super::{Batch, Convert, Seen, run};
 use crate::{
     cluster::{EndpointSlice, Event, Namespace, Node, Pod, PolicyApi, Service, parse::name_of},
+    compile::PolicyKind,
     crd,
+    status::{ENROLLED, NOT_ENROLLED},
 };
 
 /// Istio's policies, as every Istio since 1.22 serves them.
@@ -37,6 +39,7 @@ pub fn start(
         kind: add("Pod"),
         name: |pod: &core::Pod| name_of(&pod.metadata),
         there: Box::new(|pod, name| Some(Event::Pod(name, Some(Box::new(Pod::parse(pod)?))))),
+        see: |pod| Some(Seen::Pod(annotated(&pod.metadata))),
         gone: Box::new(|name| Event::Pod(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), pods, batches.clone()));
@@ -44,6 +47,7 @@ pub fn start(
         kind: add("Service"),
         name: |service: &core::Service| name_of(&service.metadata),
         there: Box::new(|service, name| Some(Event::Service(name, Some(Service::parse(service)?)))),
+        see: |_| None,
         gone: Box::new(|name| Event::Service(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), services, batches.clone()));
@@ -51,6 +55,7 @@ pub fn start(
         kind: add("EndpointSlice"),
         name: |slice: &discovery::EndpointSlice| name_of(&slice.metadata),
         there: Box::new(|slice, name| Some(Event::EndpointSlice(name, Some(EndpointSlice::parse(slice)?)))),
+        see: |_| None,
         gone: Box::new(|name| Event::EndpointSlice(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), slices, batches.clone()));
@@ -63,6 +68,7 @@ pub fn start(
                 Some(Namespace::parse(&namespace.metadata)),
             ))
         }),
+        see: |_| None,
         gone: Box::new(|name| Event::Namespace(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), namespaces, batches.clone()));
@@ -70,6 +76,7 @@ pub fn start(
         kind: add("Node"),
         name: |node: &core::Node| cluster_name(node.metadata.name.as_deref()),
         there: Box::new(|node, name| Some(Event::Node(name, Some(Node::parse(node))))),
+        see: |_| None,
         gone: Box::new(|name| Event::Node(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), nodes, batches.clone()));
@@ -84,6 +91,16 @@ pub fn start(
         apis.push((PolicyApi::Istio, ISTIO_GROUP, ISTIO_VERSION, kinds));
     }
     for (api, group, version, [authorization, peer]) in apis {
+        let [see_authorization, see_peer]: [fn(&DynamicObject) -> Option<Seen>; 2] = match api {
+            PolicyApi::Weir => [
+                |object| see(PolicyKind::Authorization, PolicyApi::Weir, object),
+                |object| see(PolicyKind::PeerAuthentication, PolicyApi::Weir, object),
+            ],
+            PolicyApi::Istio => [
+                |object| see(PolicyKind::Authorization, PolicyApi::Istio, object),
+                |object| see(PolicyKind::PeerAuthentication, PolicyApi::Istio, object),
+            ],
+        };
         let policies = |kind: &str| {
             let kind = GroupVersionKind::gvk(group, version, kind);
             Api::<DynamicObject>::all_with(client.clone(), &ApiResource::from_gvk(&kind))
@@ -92,6 +109,7 @@ pub fn start(
             kind: add(authorization),
             name: |policy: &DynamicObject| name_of(&policy.metadata),
             there: Box::new(move |policy, _| crd::authorization_event(api, policy)),
+            see: see_authorization,
             gone: Box::new(move |name| Event::AuthorizationPolicy(api, name, None)),
         };
         tasks.spawn(run(policies("AuthorizationPolicy"), convert, batches.clone()));
@@ -99,6 +117,7 @@ pub fn start(
             kind: add(peer),
             name: |policy: &DynamicObject| name_of(&policy.metadata),
             there: Box::new(move |policy, _| crd::peer_authentication_event(api, policy)),
+            see: see_peer,
             gone: Box::new(move |name| Event::PeerAuthentication(api, name, None)),
         };
         tasks.spawn(run(policies("PeerAuthentication"), convert, batches.clone()));
@@ -108,4 +127,25 @@ pub fn start(
 
 fn cluster_name(name: Option<&str>) -> Option<Arc<str>> {
     name.map(Into::into)
+}
+
+/// What is looked at of a pod that may have annotations of ours: the rest would only take memory.
+fn annotated(meta: &ObjectMeta) -> ObjectMeta {
+    let ours = |(key, _): &(&String, &String)| [ENROLLED, NOT_ENROLLED].contains(&key.as_str());
+    let annotations = meta.annotations.iter().flatten().filter(ours);
+    ObjectMeta {
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+        uid: meta.uid.clone(),
+        annotations: Some(
+            annotations
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+        ),
+        ..ObjectMeta::default()
+    }
+}
+
+fn see(kind: PolicyKind, api: PolicyApi, object: &DynamicObject) -> Option<Seen> {
+    Some(Seen::Policy(kind, api, Box::new(object.clone())))
 }

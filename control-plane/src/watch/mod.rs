@@ -10,6 +10,7 @@ use std::{collections::HashSet, fmt::Debug, hash::Hash, time::Duration};
 use futures_util::{Stream, StreamExt as _};
 use kube::{
     Api, Resource,
+    api::{DynamicObject, ObjectMeta},
     runtime::{
         WatchStreamExt as _,
         watcher::{self, watcher},
@@ -18,7 +19,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use crate::cluster::Event;
+use crate::{
+    cluster::{Event, PolicyApi},
+    compile::PolicyKind,
+};
 
 pub use kinds::start;
 
@@ -40,16 +44,31 @@ pub struct Batch {
     pub kind: &'static str,
     /// What happened.
     pub events: Vec<Event>,
+    /// What stands in the cluster, for what is written there.
+    pub seen: Vec<Seen>,
     /// Whether all objects of the kind are known now.
     pub synced: bool,
 }
+
+/// What of an object matters to what is written to it.
+#[derive(Debug)]
+pub enum Seen {
+    /// A pod: its name, UID and annotations.
+    Pod(ObjectMeta),
+    /// A policy.
+    Policy(PolicyKind, PolicyApi, Box<DynamicObject>),
+}
+
+/// What an object that is there comes to.
+type There<K, N> = Box<dyn Fn(&K, N) -> Option<Event> + Send + Sync>;
 
 /// How objects of a kind become events.
 struct Convert<K, N> {
     kind: &'static str,
     name: fn(&K) -> Option<N>,
     /// The object as it concerns the mesh; `None` if it does not.
-    there: Box<dyn Fn(&K, N) -> Option<Event> + Send + Sync>,
+    there: There<K, N>,
+    see: fn(&K) -> Option<Seen>,
     gone: Box<dyn Fn(N) -> Event + Send + Sync>,
 }
 
@@ -71,6 +90,7 @@ struct Watch<K, N> {
     /// What the list that is under way has brought.
     listed: HashSet<N>,
     events: Vec<Event>,
+    seen: Vec<Seen>,
     is_listing: bool,
     failing_since: Option<tokio::time::Instant>,
     logged: Option<tokio::time::Instant>,
@@ -88,6 +108,7 @@ where
             known: HashSet::new(),
             listed: HashSet::new(),
             events: Vec::new(),
+            seen: Vec::new(),
             is_listing: false,
             failing_since: None,
             logged: None,
@@ -123,6 +144,7 @@ where
                 self.is_listing = true;
                 self.listed.clear();
                 self.events.clear();
+                self.seen.clear();
                 None
             }
             watcher::Event::InitApply(object) => {
@@ -163,6 +185,7 @@ where
         let Some(name) = (self.convert.name)(object) else {
             return;
         };
+        self.seen.extend((self.convert.see)(object));
         match (self.convert.there)(object, name.clone()) {
             Some(event) => {
                 self.events.push(event);
@@ -178,13 +201,14 @@ where
     }
 
     fn tell(&mut self) -> Option<Batch> {
-        (!self.is_listing && !self.events.is_empty()).then(|| self.batch(false))
+        (!self.is_listing && !(self.events.is_empty() && self.seen.is_empty())).then(|| self.batch(false))
     }
 
     fn batch(&mut self, synced: bool) -> Batch {
         Batch {
             kind: self.convert.kind,
             events: std::mem::take(&mut self.events),
+            seen: std::mem::take(&mut self.seen),
             synced,
         }
     }

@@ -13,6 +13,7 @@ fn watch() -> Watch<core::Namespace, std::sync::Arc<str>> {
             let ends = namespace.metadata.deletion_timestamp.is_some();
             (!ends).then(|| Event::Namespace(name, Some(Namespace::parse(&namespace.metadata))))
         }),
+        see: |_| None,
         gone: Box::new(|name| Event::Namespace(name, None)),
     })
 }

@@ -77,7 +77,7 @@ impl Cluster {
             self.service_account(namespace, name);
         }
         let mut object = json!({
-            "metadata": { "name": name, "labels": { "app": name }, "annotations": { "weir.dev/enrolled": "true" } },
+            "metadata": { "name": name, "labels": { "app": name } },
             "spec": {
                 "nodeName": node, "serviceAccountName": name,
                 "containers": [{ "name": "app", "image": "app" }],
