@@ -340,3 +340,52 @@ fn a_pod_that_is_only_observed_is_recorded_and_left_alone() {
         })
         .unwrap();
 }
+
+#[test]
+fn a_policy_says_what_became_of_it_and_one_that_is_not_understood_denies() {
+    let mut cluster = Cluster::new("status");
+    let client = cluster.pod("node1", "shop", "a");
+    let server = cluster.pod("node2", "shop", "c");
+    cluster.wait_enrolled(&[&client, &server]);
+    let _server = echo(&server);
+    let to = at(server.v4(), 7000);
+    let status = |name: &str, wanted: &dyn Fn(&Value) -> bool| {
+        let mut last = Value::Null;
+        let found = poll("the policy's status", PATIENCE, || {
+            last = cluster.policy_status("AuthorizationPolicy", "shop", name);
+            Ok(wanted(&last).then(|| last.clone()))
+        });
+        found.unwrap_or_else(|error| panic!("{error:#}: {last}"))
+    };
+    let selector = json!({ "matchLabels": { "app": "c" } });
+    let from = json!([{ "source": { "namespaces": ["shop"] } }]);
+    cluster.policy(
+        "AuthorizationPolicy",
+        "shop",
+        "good",
+        &json!({ "selector": selector, "rules": [{ "from": from }] }),
+    );
+    let good = status("good", &|status| status["bound"] == 1);
+    assert_eq!(good["conditions"][0]["type"], "Accepted", "{good}");
+    assert_eq!(good["conditions"][0]["status"], "True", "{good}");
+    assert_eq!(asks(&client, &to), "x");
+    // The definition cannot say that this is no prefix length.
+    let wrong = json!([{ "when": [{ "key": "source.ip", "values": ["10.0.0.0/99"] }] }]);
+    cluster.policy(
+        "AuthorizationPolicy",
+        "shop",
+        "wrong",
+        &json!({ "action": "DENY", "rules": wrong }),
+    );
+    wait_answer(&client, &to, "");
+    let refused = status("wrong", &|status| status["conditions"][0]["status"] == "False");
+    let message = refused["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("rules[0].when[0].values[0]"), "{message}");
+    let flow = cluster
+        .agent(&server)
+        .wait_flow("the refusal", |flow| flow.event == FlowEvent::Refused)
+        .unwrap();
+    assert_eq!(flow.policy.unwrap().policy.as_ref(), "shop/wrong");
+    cluster.remove_policy("AuthorizationPolicy", "shop", "wrong");
+    wait_answer(&client, &to, "x");
+}

@@ -13,11 +13,7 @@ mod present;
 mod tests;
 mod writer;
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{cluster::ObjectName, compile::PolicyKey};
 

@@ -232,6 +232,14 @@ impl Cluster {
         });
     }
 
+    /// What is said of a policy; null if nothing is yet.
+    #[must_use]
+    pub fn policy_status(&self, kind: &str, namespace: &str, name: &str) -> Value {
+        let (api, name) = (policies(kind, namespace), name.to_owned());
+        let policy = self.block(async move |client| api(client).get(&name).await);
+        policy.data.get("status").cloned().unwrap_or_default()
+    }
+
     /// Takes a policy away.
     pub fn remove_policy(&self, kind: &str, namespace: &str, name: &str) {
         let (api, name) = (policies(kind, namespace), name.to_owned());
