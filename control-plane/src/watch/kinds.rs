@@ -39,7 +39,7 @@ pub fn start(
         kind: add("Pod"),
         name: |pod: &core::Pod| name_of(&pod.metadata),
         there: Box::new(|pod, name| Some(Event::Pod(name, Some(Box::new(Pod::parse(pod)?))))),
-        see: |pod| Some(Seen::Pod(annotated(&pod.metadata))),
+        see: |pod| Some(Seen::Pod(Box::new(annotated(&pod.metadata)))),
         gone: Box::new(|name| Event::Pod(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), pods, batches.clone()));

@@ -54,7 +54,7 @@ pub struct Batch {
 #[derive(Debug)]
 pub enum Seen {
     /// A pod: its name, UID and annotations.
-    Pod(ObjectMeta),
+    Pod(Box<ObjectMeta>),
     /// A policy.
     Policy(PolicyKind, PolicyApi, Box<DynamicObject>),
 }
@@ -201,7 +201,8 @@ where
     }
 
     fn tell(&mut self) -> Option<Batch> {
-        (!self.is_listing && !(self.events.is_empty() && self.seen.is_empty())).then(|| self.batch(false))
+        let has_something = !(self.events.is_empty() && self.seen.is_empty());
+        (has_something && !self.is_listing).then(|| self.batch(false))
     }
 
     fn batch(&mut self, synced: bool) -> Batch {
