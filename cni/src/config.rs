@@ -11,8 +11,9 @@ use crate::{
     protocol::{DEFAULT_SOCKET, DEFAULT_STATE_FILE, MAX_ADDRESSES},
 };
 
-/// Versions of the specification, the newest last.
-pub const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
+/// Versions of the specification, the newest last. Those of 0.3 have the results of 0.4.0, and are what Calico, Cilium, flannel
+/// and kindnet still write.
+pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Largest configuration, with the result of the plugins before and all annotations of the pod, of which Kubernetes allows
 /// 256 KiB.
 pub const MAX_CONFIG: u64 = 1 << 20;
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn a_configuration_that_is_wrong_is_refused_with_the_code_of_the_specification() {
         let cases = [
-            (json!({ "cniVersion": "0.3.1" }), 1),
+            (json!({ "cniVersion": "0.2.0" }), 1),
             (json!({}), 1),
             (json!("x"), 6),
             (json!({ "cniVersion": "1.0.0", "timeoutSeconds": 0 }), 7),

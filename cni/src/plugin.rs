@@ -120,6 +120,7 @@ fn attach(
         ifname: attachment.ifname.clone(),
         addresses: config.addresses()?,
         switch: own.clone().unwrap_or_default(),
+        excluded: config.exclude.contains(&pod.namespace),
     };
     let answer = client::ask(
         &config.socket,
@@ -235,6 +236,9 @@ mod tests {
             4
         );
         let version = run_away(folder.path(), "VERSION", "shop", &json!({})).unwrap();
-        assert_eq!(version["supportedVersions"], json!(["0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(
+            version["supportedVersions"],
+            json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+        );
     }
 }

@@ -56,6 +56,9 @@ pub struct Sandbox {
     /// The pod's own switch, where the runtime passes annotations on.
     #[serde(default)]
     pub switch: Option<Switch>,
+    /// Whether its namespace must start without the mesh, unless it is known to be in it.
+    #[serde(default)]
+    pub excluded: bool,
 }
 
 /// A sandbox, as the runtime calls it.

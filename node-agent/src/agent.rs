@@ -24,7 +24,7 @@ use weir_tunnel::{
 use weir_types::{TrafficDirection, api::ConfigStatus};
 
 use crate::{
-    api,
+    api, cni,
     config::{ConfigFile, SameNodeConfig},
     control::{self, ControlPlane, RemoteIssuer, State},
     datapath::{Datapath, events, preflight, sock_diag},
@@ -81,6 +81,14 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let socket = api::bind(&config.api.socket)
         .with_context(|| format!("the API socket {} cannot be opened", config.api.socket.display()))?;
+    let cni = config.cni.as_ref().map(|own| own.value.clone());
+    let cni_socket = match &cni {
+        Some(cni) => Some(
+            cni::server::bind(&cni.socket)
+                .with_context(|| format!("the CNI socket {} cannot be opened", cni.socket.display()))?,
+        ),
+        None => None,
+    };
     let port = weir_admin::bind(config.metrics.address)
         .await
         .with_context(|| format!("the metrics port {} cannot be opened", config.metrics.address))?;
@@ -166,6 +174,11 @@ pub async fn run(
     }
     tokio::spawn(api::serve(socket, agent.clone()));
     tokio::spawn(weir_admin::serve(port, agent.clone()));
+    if let (Some(cni), Some(socket)) = (cni.clone(), cni_socket) {
+        tokio::spawn(cni::server::serve(socket, agent.clone()));
+        tokio::spawn(cni::state::keep(agent.clone(), cni.state_file.clone()));
+        tokio::spawn(cni::install::keep(agent.clone(), cni));
+    }
     if let (Some(control_plane), Some(state)) = (control_plane, &agent.control) {
         let same_node = agent.same_node.subscribe();
         let domain = config.trust_domain.clone();
@@ -181,6 +194,10 @@ pub async fn run(
     let socket_path = config.api.socket.clone();
     tokio::spawn(reload::watch(agent.clone(), file, config, seen));
     stop_signal().await?;
+    if let Some(cni) = &cni {
+        // A pod that starts from now on waits for the next agent, instead of being enrolled by one that stops.
+        let _ = std::fs::remove_file(&cni.socket);
+    }
     agent.drain().await;
     let _ = std::fs::remove_file(socket_path);
     Ok(())

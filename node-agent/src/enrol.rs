@@ -13,7 +13,7 @@ use weir_abi::ListenerSlot;
 use crate::{
     datapath::{DatapathError, PodHandle},
     mesh::{LocalPod, Mesh},
-    netns::NetNs,
+    netns::{NetNs, NetNsRef},
     node::{Node, Pod, Told},
     revalidate,
     same_node::Link,
@@ -96,7 +96,7 @@ impl Enrolment {
         for pod in self.node.pods() {
             if !wanted.contains_key(&pod.workload.uid) {
                 self.remove(&pod, "it left the configuration");
-            } else if !pod.netns.is_current() {
+            } else if !self.is_current(&pod) {
                 self.remove(&pod, "its network namespace is gone");
             }
         }
@@ -131,7 +131,7 @@ impl Enrolment {
     /// could not be enrolled: until it can, it fails closed.
     pub fn reap(&self) {
         let mesh = self.node.mesh.load();
-        let cookie = |pod: &Arc<LocalPod>| NetNs::find(&pod.netns).ok().map(|netns| netns.cookie());
+        let cookie = |pod: &Arc<LocalPod>| self.find(&pod.netns).ok().map(|netns| netns.cookie());
         let configured: HashSet<u64> = mesh.local().values().filter_map(cookie).collect();
         let mut kept: HashSet<u32> = self.node.pods().iter().map(|pod| pod.handle.0).collect();
         for (cookie, pod) in self.node.datapath.pods() {
@@ -144,6 +144,28 @@ impl Enrolment {
         self.node.datapath.detach_all_but(&kept);
     }
 
+    /// The cookie of the node's own network namespace.
+    #[must_use]
+    pub fn host_cookie(&self) -> u64 {
+        self.host_cookie
+    }
+
+    /// A pod's namespace: as the container runtime gave it, else where its source leads.
+    fn find(&self, source: &NetNsRef) -> io::Result<NetNs> {
+        match self.node.sandboxes.of(source) {
+            Some(sandbox) => sandbox.netns(),
+            None => NetNs::find(source),
+        }
+    }
+
+    /// Whether a pod is still in the namespace that it was enrolled in.
+    fn is_current(&self, pod: &Pod) -> bool {
+        match self.node.sandboxes.of(pod.netns.source()) {
+            Some(sandbox) => sandbox.cookie() == pod.netns.cookie(),
+            None => pod.netns.is_current(),
+        }
+    }
+
     /// Enrols a pod, or puts what it is now in the place of what it was. The kernel keeps the old until it has the new:
     /// there is no moment in which plaintext passes that must not.
     fn enrol(&self, mesh: &Mesh, local: &LocalPod, before: Option<&Arc<Pod>>) -> Result<(), EnrolError> {
@@ -151,7 +173,7 @@ impl Enrolment {
             path: local.netns.to_string(),
             source,
         };
-        let netns = NetNs::find(&local.netns).map_err(open)?;
+        let netns = self.find(&local.netns).map_err(open)?;
         let cookie = netns.cookie();
         if cookie == self.host_cookie {
             return Err(EnrolError::HostNetwork);

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod datapath;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser;
 use weir_admin::LogOptions;
-use weir_agent::{agent, config, datapath, reload};
+use weir_agent::{agent, cni, config, datapath, reload};
 use weir_tunnel::ca::CertificateAuthority;
 
 /// Measured to matter for TLS bulk transfer: buffers of all sizes come and go on every thread.
@@ -25,7 +25,7 @@ const EXIT_MACHINE: u8 = 3;
         weir-agent --config /etc/weir/agent.yaml\n  \
         weir-agent --config agent.yaml --check      check the file and the machine, attach nothing\n  \
         weir-agent --schema > agent.schema.json     the file's JSON schema, for an editor\n  \
-        weir-agent --config agent.yaml --detach     take the kernel programs of a stopped agent out\n\n\
+        weir-agent --config agent.yaml --detach     take the kernel programs and the CNI plugin of a stopped agent out\n\n\
         Exit codes: 0 stopped when asked, 1 failed, 2 the configuration is wrong, 3 the machine lacks something."
 )]
 struct Arguments {
@@ -38,7 +38,7 @@ struct Arguments {
     /// Print the JSON schema of the configuration file, then exit.
     #[arg(long)]
     schema: bool,
-    /// Detach the kernel programs and remove the pinned maps that an agent with this configuration left, then exit.
+    /// Detach the kernel programs, remove the pinned maps and take the CNI plugin out that an agent with this configuration left, then exit.
     #[arg(long, conflicts_with = "check")]
     detach: bool,
     #[command(flatten)]
@@ -66,7 +66,10 @@ fn main() -> ExitCode {
         }
     };
     if arguments.detach {
-        return report(datapath::detach(&config.pin_dir).context("the programs cannot be detached"));
+        // First the plugin: it would let no pod start any more.
+        let removed = config.cni.as_ref().map_or(Ok(()), |own| cni::install::remove(&own.value));
+        let detached = datapath::detach(&config.pin_dir).context("the programs cannot be detached");
+        return report(removed.context("the CNI plugin cannot be removed").and(detached));
     }
     let cgroup = match datapath::preflight::check(config.cgroup.as_deref(), &config.pin_dir) {
         Ok(cgroup) => cgroup,

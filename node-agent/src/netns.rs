@@ -28,8 +28,8 @@ pub enum NetNsRef {
 pub struct NetNs {
     file: OwnedFd,
     source: NetNsRef,
-    /// The file that it was opened by: one of a process may go before the namespace does.
-    path: PathBuf,
+    /// The file that it was opened by: one of a process may go before the namespace does. None if the runtime gave it.
+    path: Option<PathBuf>,
     inode: u64,
     cookie: u64,
 }
@@ -71,7 +71,7 @@ impl NetNs {
     /// When the file cannot be opened, or is no network namespace.
     pub fn open(path: &Path) -> io::Result<Self> {
         home()?;
-        Self::of_file(File::open(path)?, path, NetNsRef::File(path.to_owned()))
+        Self::of_file(File::open(path)?, Some(path), NetNsRef::File(path.to_owned()))
     }
 
     /// Finds the namespace of a pod.
@@ -84,17 +84,30 @@ impl NetNs {
             NetNsRef::Pod(uid) => {
                 home()?;
                 let (file, path) = processes::open_netns(Path::new(processes::PROC), uid)?;
-                Self::of_file(file, &path, source.clone())
+                Self::of_file(file, Some(&path), source.clone())
             }
         }
     }
 
-    fn of_file(file: File, path: &Path, source: NetNsRef) -> io::Result<Self> {
+    /// The namespace of a pod, by a descriptor that the container runtime gave.
+    ///
+    /// # Errors
+    /// When it is no network namespace.
+    pub fn given(file: OwnedFd, uid: &Arc<str>) -> io::Result<Self> {
+        home()?;
+        if !is_netns(file.as_fd()) {
+            let problem = "the descriptor is not one of a network namespace";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        Self::of_file(file.into(), None, NetNsRef::Pod(uid.clone()))
+    }
+
+    fn of_file(file: File, path: Option<&Path>, source: NetNsRef) -> io::Result<Self> {
         let inode = file.metadata()?.ino();
         let mut netns = Self {
             file: file.into(),
             source,
-            path: path.to_owned(),
+            path: path.map(Path::to_owned),
             inode,
             cookie: 0,
         };
@@ -124,9 +137,10 @@ impl NetNs {
     /// is taken for the same.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        let is_gone = match std::fs::metadata(&self.path) {
-            Ok(meta) => meta.ino() != self.inode,
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        let is_gone = match self.path.as_ref().map(std::fs::metadata) {
+            Some(Ok(meta)) => meta.ino() != self.inode,
+            Some(Err(error)) => error.kind() == io::ErrorKind::NotFound,
+            None => true,
         };
         match &self.source {
             // The process may be gone, and the namespace that of the pod's other ones.
@@ -147,6 +161,12 @@ impl NetNs {
         let _back = Back(home);
         Ok(f())
     }
+}
+
+/// Whether a descriptor is one of a network namespace, which its name in `/proc` says: that of no file on a disk begins so.
+fn is_netns(file: BorrowedFd<'_>) -> bool {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    name.is_ok_and(|name| name.to_str().is_some_and(|name| name.starts_with("net:[")))
 }
 
 /// Returns the thread to its namespace, also when it unwinds.

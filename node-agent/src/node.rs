@@ -15,6 +15,7 @@ use weir_tunnel::{PodKey, Registry, certs::CertificateStore, hbone::HandshakeLim
 use weir_types::{FlowPeer, Process, Reason, TrafficDirection};
 
 use crate::{
+    cni::Sandboxes,
     datapath::{Datapath, PodHandle},
     flows::FlowLog,
     mesh::{LocalPod, Mesh, Workload},
@@ -39,6 +40,8 @@ pub struct Node {
     pub flows: FlowLog,
     /// Metrics.
     pub metrics: Metrics,
+    /// Sandboxes that the container runtime told of.
+    pub sandboxes: Sandboxes,
     /// Certificates and trust.
     pub certificates: CertificateStore,
     /// Open tunnel connections.
@@ -146,6 +149,7 @@ impl Node {
             datapath,
             flows,
             metrics,
+            sandboxes: Sandboxes::default(),
             certificates,
             tunnels: Registry::default(),
             handshakes: HandshakeLimiter::default(),

@@ -1,5 +1,6 @@
 //! The configuration file: its types, documented where they stand; the JSON schema is generated from them.
 
+mod cni;
 mod parse;
 mod text;
 
@@ -18,6 +19,7 @@ use weir_types::TrustDomain;
 
 use crate::control::Address;
 
+pub use cni::CniConfig;
 pub use parse::{ConfigError, load, parse};
 pub use text::HumanDuration;
 
@@ -43,6 +45,11 @@ pub struct ConfigFile {
     #[serde(default)]
     #[schemars(with = "Option<ControlPlaneConfig>")]
     pub control_plane: Option<Spanned<ControlPlaneConfig>>,
+    /// The CNI plugin, by which pods that start wait until they are enrolled; off if absent. Only with `controlPlane`. Fixed at
+    /// start.
+    #[serde(default)]
+    #[schemars(with = "Option<CniConfig>")]
+    pub cni: Option<Spanned<CniConfig>>,
     /// The workloads' certificates.
     #[serde(default)]
     pub certificates: CertificatesConfig,

@@ -188,6 +188,10 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
         return expected(flows.referenced, "flows.capacity", "1 to 1,000,000");
     }
     check_source(config)?;
+    if let Some(cni) = &config.cni {
+        let checked = cni.value.check(config.control_plane.is_some());
+        checked.map_err(|(field, problem)| Problem::new(cni.referenced, field, problem))?;
+    }
     let lifetime = &config.certificates.lifetime;
     if lifetime.value.0 < LIFETIME.0 || lifetime.value.0 > LIFETIME.1 {
         return Err(Problem::new(

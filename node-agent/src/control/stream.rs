@@ -27,6 +27,7 @@ use weir_types::TrustDomain;
 use super::{ControlError, ControlPlane, State, decode};
 use crate::{
     agent::Agent,
+    cni,
     config::SameNodeConfig,
     mesh::{Received, Update},
 };
@@ -62,6 +63,7 @@ pub async fn follow(
 ) {
     let received = Received::new(&agent.node.name, same_node.borrow_and_update().clone());
     let mut follower = Follower {
+        sandboxes: agent.node.sandboxes.subscribe(),
         agent,
         state,
         trust_domain,
@@ -87,7 +89,7 @@ pub async fn follow(
             tracing::warn!(%error, failures, "no stream from the control plane; trying again");
         }
         follower.state.disconnected(error.to_string());
-        tokio::time::sleep(back_off(failures)).await;
+        follower.sleep(back_off(failures)).await;
     }
 }
 
@@ -106,6 +108,8 @@ struct Follower {
     known: [HashMap<String, String>; ResourceType::ALL.len()],
     /// Of which types this stream's first response has come.
     heard: [bool; ResourceType::ALL.len()],
+    /// The sandboxes that the container runtime told of.
+    sandboxes: watch::Receiver<cni::ByUid>,
     /// What is not in force yet.
     update: Update,
     /// Whether all that there is was known once.
@@ -152,6 +156,12 @@ impl Follower {
                     }
                     continue;
                 }
+                changed = self.sandboxes.changed(), if self.synced => {
+                    if changed.is_ok() {
+                        self.put();
+                    }
+                    continue;
+                }
                 () = sleep_until(pods_due) => {
                     tracing::warn!("the control plane says nothing of this node's pods: none is enrolled by it");
                     self.heard[ResourceType::Pod as usize] = true;
@@ -173,6 +183,17 @@ impl Follower {
             }
             self.put_if_whole();
         }
+    }
+
+    /// Waits. A sandbox that was made anew is put in force also meanwhile.
+    async fn sleep(&mut self, wait: Duration) {
+        let deadline = Instant::now() + wait;
+        while let Ok(Ok(())) = timeout_at(deadline, self.sandboxes.changed()).await {
+            if self.synced {
+                self.put();
+            }
+        }
+        tokio::time::sleep_until(deadline).await;
     }
 
     /// Takes a response, and those that come right behind it.
@@ -272,7 +293,8 @@ impl Follower {
     }
 
     fn put(&mut self) {
-        let update = std::mem::take(&mut self.update);
+        let mut update = std::mem::take(&mut self.update);
+        update.sandboxes = Some(cni::addresses(&self.sandboxes.borrow_and_update()));
         let (received, agent) = (&mut self.received, &self.agent);
         let result = tokio::task::block_in_place(|| {
             let previous = agent.node.mesh.load_full();

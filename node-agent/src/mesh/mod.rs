@@ -32,6 +32,8 @@ pub struct Mesh {
     services: HashMap<IpAddr, Arc<Service>>,
     local: BTreeMap<String, Arc<LocalPod>>,
     policies: Arc<PolicySource>,
+    /// Workloads of the pods that are to be enrolled here, by the pods' uids: known whether or not their workloads are.
+    told: BTreeMap<String, String>,
     node: String,
     version: u32,
     generation: u32,
@@ -176,6 +178,7 @@ impl Mesh {
             services: self.services.clone(),
             local: self.local.clone(),
             policies: self.policies.clone(),
+            told: self.told.clone(),
             node: node.to_owned(),
             version: self.version.wrapping_add(1),
             generation: self.generation,
@@ -288,6 +291,12 @@ impl Mesh {
     #[must_use]
     pub fn local(&self) -> &BTreeMap<String, Arc<LocalPod>> {
         &self.local
+    }
+
+    /// The workloads of the pods that a control plane wants enrolled here, by the pods' uids. Some of them may not be known.
+    #[must_use]
+    pub fn told(&self) -> &BTreeMap<String, String> {
+        &self.told
     }
 
     /// One end of a flow, with what is known of its address. The identity is left to who verified it.

@@ -68,6 +68,8 @@ pub struct Update {
     pub policies: Vec<(Arc<str>, Option<Authorization>)>,
     /// Pods by their own uid.
     pub pods: Vec<(String, Option<PodSource>)>,
+    /// The addresses of all sandboxes that are known, by their pods' uids, if they are others than before.
+    pub sandboxes: Option<BTreeMap<String, Vec<IpAddr>>>,
 }
 
 /// All that was received.
@@ -83,6 +85,7 @@ pub struct Received {
     /// Policies that there were: who still names one is behind.
     removed: HashSet<Arc<str>>,
     pods: BTreeMap<String, PodSource>,
+    sandboxes: BTreeMap<String, Vec<IpAddr>>,
     /// Whether the mesh that was made last is not in force.
     is_behind: bool,
 }
@@ -102,6 +105,7 @@ impl Received {
             policies: BTreeMap::new(),
             removed: HashSet::new(),
             pods: BTreeMap::new(),
+            sandboxes: BTreeMap::new(),
             is_behind: false,
         }
     }
@@ -123,7 +127,8 @@ impl Received {
     }
 
     /// Takes changes in. Gives the mesh that follows `previous`, and what is different.
-    pub fn apply(&mut self, update: Update, previous: &Mesh) -> (Mesh, Change) {
+    pub fn apply(&mut self, mut update: Update, previous: &Mesh) -> (Mesh, Change) {
+        self.settle_addresses(&mut update);
         let mut mesh = previous.next(&self.node);
         let mut touched = Touched::default();
         let policies_changed = self.take_policies(update.policies);
@@ -154,6 +159,10 @@ impl Received {
             touched.workloads.extend(self.workloads.keys().cloned());
             touched.services.extend(self.services.keys().cloned());
         }
+        let told = self.pods.iter();
+        mesh.told = told
+            .map(|(uid, pod)| (uid.clone(), pod.workload.clone()))
+            .collect();
         self.put(&mut mesh, &touched);
         let change = if mesh.decides_otherwise_than(previous) {
             mesh.generation = previous.generation.wrapping_add(1);
@@ -163,6 +172,43 @@ impl Received {
             Change::Addresses(touched.addresses.iter().copied().chain(through).collect())
         };
         (mesh, change)
+    }
+
+    /// A pod of this node has the addresses that its sandbox was given: the control plane knows them later, and of a sandbox
+    /// that was made anew it knows the old ones for a while.
+    fn settle_addresses(&mut self, update: &mut Update) {
+        if let Some(sandboxes) = update.sandboxes.take() {
+            self.sandboxes = sandboxes;
+        }
+        if self.sandboxes.is_empty() {
+            return;
+        }
+        let mut own: HashMap<String, Vec<IpAddr>> = HashMap::new();
+        for (uid, addresses) in &self.sandboxes {
+            let news = update.pods.iter().rev().find(|(name, _)| name == uid);
+            let pod = news.map_or_else(|| self.pods.get(uid), |(_, pod)| pod.as_ref());
+            if let Some(pod) = pod {
+                own.insert(pod.workload.clone(), addresses.clone());
+            }
+        }
+        for (uid, workload) in &mut update.workloads {
+            if let (Some(workload), Some(addresses)) = (workload, own.get(uid)) {
+                workload.addresses.clone_from(addresses);
+            }
+        }
+        let told: HashSet<&String> = update.workloads.iter().map(|(uid, _)| uid).collect();
+        own.retain(|uid, _| !told.contains(uid));
+        for (uid, addresses) in own {
+            if let Some((source, _)) = self.workloads.get(&uid)
+                && source.addresses != addresses
+            {
+                let source = WorkloadSource {
+                    addresses,
+                    ..source.clone()
+                };
+                update.workloads.push((uid, Some(source)));
+            }
+        }
     }
 
     /// Whether any policy is another than before.
