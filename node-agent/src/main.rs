@@ -67,7 +67,10 @@ fn main() -> ExitCode {
     };
     if arguments.detach {
         // First the plugin: it would let no pod start any more.
-        let removed = config.cni.as_ref().map_or(Ok(()), |own| cni::install::remove(&own.value));
+        let removed = config
+            .cni
+            .as_ref()
+            .map_or(Ok(()), |own| cni::install::remove(&own.value));
         let detached = datapath::detach(&config.pin_dir).context("the programs cannot be detached");
         return report(removed.context("the CNI plugin cannot be removed").and(detached));
     }

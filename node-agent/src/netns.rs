@@ -34,6 +34,9 @@ pub struct NetNs {
     cookie: u64,
 }
 
+/// `NSFS_MAGIC` of `linux/magic.h`.
+const NSFS: rustix::fs::FsWord = 0x6e73_6673;
+
 /// The namespace that the agent was started in.
 static HOME: LazyLock<io::Result<OwnedFd>> =
     LazyLock::new(|| Ok(OwnedFd::from(File::open("/proc/thread-self/ns/net")?)));
@@ -95,11 +98,18 @@ impl NetNs {
     /// When it is no network namespace.
     pub fn given(file: OwnedFd, uid: &Arc<str>) -> io::Result<Self> {
         home()?;
-        if !is_netns(file.as_fd()) {
-            let problem = "the descriptor is not one of a network namespace";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        let problem = "the descriptor is not one of a network namespace";
+        let refused = || io::Error::new(io::ErrorKind::InvalidInput, problem);
+        // A process's descriptor leads into its namespaces as well, and is none.
+        if rustix::fs::fstatfs(&file)?.f_type != NSFS {
+            return Err(refused());
         }
-        Self::of_file(file.into(), None, NetNsRef::Pod(uid.clone()))
+        // Entering it, which asks for a network namespace, tells it from those of other kinds.
+        let entered = Self::of_file(file.into(), None, NetNsRef::Pod(uid.clone()));
+        entered.map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => refused(),
+            _ => error,
+        })
     }
 
     fn of_file(file: File, path: Option<&Path>, source: NetNsRef) -> io::Result<Self> {
@@ -161,12 +171,6 @@ impl NetNs {
         let _back = Back(home);
         Ok(f())
     }
-}
-
-/// Whether a descriptor is one of a network namespace, which its name in `/proc` says: that of no file on a disk begins so.
-fn is_netns(file: BorrowedFd<'_>) -> bool {
-    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    name.is_ok_and(|name| name.to_str().is_some_and(|name| name.starts_with("net:[")))
 }
 
 /// Returns the thread to its namespace, also when it unwinds.

@@ -7,6 +7,7 @@ mod budgets;
 mod clients;
 mod cluster;
 mod cluster_rotation;
+mod cni;
 mod corners;
 mod direct;
 mod direct_attacks;

@@ -217,8 +217,12 @@ fn known(agent: &Agent, about: &protocol::Sandbox, cookie: Option<u64>) -> Known
         let source = NetNsRef::Pod(about.uid.as_str().into());
         let local = mesh.local().get(workload).filter(|local| local.netns == source);
         let enrolled = local.is_some_and(|local| {
-            node.pod(workload)
-                .is_some_and(|pod| pod.is(local) && cookie.is_none_or(|cookie| pod.netns.cookie() == cookie))
+            node.pod(workload).is_some_and(|pod| {
+                // With the addresses of this sandbox, not of one before it.
+                let is_this =
+                    |cookie| pod.netns.cookie() == cookie && local.workload.addresses == about.addresses;
+                pod.is(local) && cookie.is_none_or(is_this)
+            })
         });
         return Known::Wanted {
             // What was enrolled before the agent took traffic is not captured by it yet.

@@ -209,3 +209,74 @@ proptest! {
         prop_assert_eq!(piecewise, expected);
     }
 }
+
+#[test]
+fn a_pod_has_the_addresses_of_its_sandbox_before_and_after_the_control_plane_knows_them() {
+    let source = |addresses: &[&str]| WorkloadSource {
+        uid: "w1".to_owned(),
+        name: "w1".to_owned(),
+        identity: "spiffe://td/ns/a/sa/x".parse().unwrap(),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        host_network: false,
+        node: "n1".to_owned(),
+        zone: None,
+        tunnel: TunnelProtocol::None,
+        policies: Vec::new(),
+        services: Map::new(),
+        healthy: false,
+    };
+    let pod = PodSource {
+        workload: "w1".to_owned(),
+        netns: NetNsRef::Pod("p1".into()),
+        probe_ports: Vec::new(),
+        observed: false,
+    };
+    let workload = |addresses: &[&str]| Update {
+        workloads: vec![("w1".to_owned(), Some(source(addresses)))],
+        ..Update::default()
+    };
+    let sandbox = |address: Option<&str>| Update {
+        sandboxes: Some(
+            address
+                .map(|text| ("p1".to_owned(), vec![text.parse().unwrap()]))
+                .into_iter()
+                .collect(),
+        ),
+        ..Update::default()
+    };
+    let told = Update {
+        pods: vec![("p1".to_owned(), Some(pod))],
+        ..Update::default()
+    };
+    let mut received = Received::new("n1", SameNodeConfig::default());
+    let mut mesh = Mesh::nothing(0);
+    let mut at = |update: Update, wanted: &[&str]| {
+        mesh = received.apply(update, &mesh).0;
+        let local = mesh.local().get("w1").map(|pod| pod.workload.addresses.clone());
+        let wanted: Vec<IpAddr> = wanted.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(local.unwrap_or_default(), wanted);
+        for address in wanted {
+            assert_eq!(mesh.workload(address).unwrap().uid, "w1");
+        }
+        assert_eq!(mesh.told().contains_key("p1"), mesh.version() > 1);
+    };
+    // Whatever comes first.
+    at(workload(&[]), &[]);
+    at(told, &[]);
+    at(sandbox(Some("10.0.0.1")), &["10.0.0.1"]);
+    at(workload(&[]), &["10.0.0.1"]);
+    at(workload(&["10.0.0.1"]), &["10.0.0.1"]);
+    // Made anew: the control plane still says the old.
+    at(sandbox(Some("10.0.0.2")), &["10.0.0.2"]);
+    at(workload(&["10.0.0.1"]), &["10.0.0.2"]);
+    assert!(mesh.workload("10.0.0.1".parse().unwrap()).is_none());
+    let mut at = |update: Update| {
+        mesh = received.apply(update, &mesh).0;
+        mesh.local()["w1"].workload.addresses.clone()
+    };
+    at(sandbox(None));
+    assert_eq!(
+        at(workload(&["10.0.0.3"])),
+        ["10.0.0.3".parse::<IpAddr>().unwrap()]
+    );
+}
