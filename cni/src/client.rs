@@ -77,6 +77,8 @@ pub fn ask(
             SendFlags::NOSIGNAL,
         ) {
             Err(Errno::INTR) => 0,
+            // Who refuses without reading has said why before it closed.
+            Err(Errno::PIPE) => break,
             result => result?,
         };
     }

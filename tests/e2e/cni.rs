@@ -1,10 +1,11 @@
 //! The CNI plugin, run as a container runtime runs it: pods that start wait until the kernel has them.
 
+mod runtime;
+
 use std::{
-    fs::{self, File},
-    io::Write as _,
+    fs,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -24,155 +25,10 @@ use weir_e2e::{
 use weir_lab::{PATIENCE, Pod, PodSpec, Spawn as _, poll, program};
 use weir_types::{FlowEvent, FlowPath, TrafficDirection};
 
+use runtime::{In, LATER, Runtime, Starting};
+
 /// Anybody but root.
 const NOBODY: u32 = 65534;
-/// The code of "try again later".
-const LATER: u64 = 11;
-
-/// The plugin, a node's runtime, and the agent's files.
-struct Runtime {
-    folder: tempfile::TempDir,
-}
-
-/// What the runtime says of a pod.
-struct Starting {
-    namespace: String,
-    name: String,
-    uid: String,
-    netns: PathBuf,
-    addresses: Vec<String>,
-    annotations: Value,
-}
-
-// === impl Runtime ===
-
-impl Runtime {
-    /// Gives the agent of the cluster's first node the plugin's section, with `more` in it, and starts it again.
-    fn new(cluster: &Cluster, more: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        // Others than root get to the socket's own mode.
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(program("weir-cni").unwrap(), folder.path().join("weir-cni")).unwrap();
-        let runtime = Self { folder };
-        let agent = &cluster.agents[0];
-        agent.stop().unwrap();
-        let mut file = File::options().append(true).open(agent.config_file()).unwrap();
-        let (socket, state) = (runtime.socket(), runtime.state());
-        writeln!(
-            file,
-            "\ncni:\n  socket: {}\n  stateFile: {}\n{more}",
-            socket.display(),
-            state.display()
-        )
-        .unwrap();
-        agent.restart().unwrap();
-        runtime
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("cni.sock")
-    }
-
-    fn state(&self) -> PathBuf {
-        self.folder.path().join("cni-state.json")
-    }
-
-    fn command(&self, command: &str, pod: &Starting) -> Command {
-        let mut plugin = Command::new(self.folder.path().join("weir-cni"));
-        plugin
-            .env_clear()
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", format!("sandbox-{}", pod.uid))
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_NETNS", &pod.netns)
-            .env("CNI_PATH", self.folder.path())
-            .env(
-                "CNI_ARGS",
-                format!(
-                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID={}",
-                    pod.namespace, pod.name, pod.uid
-                ),
-            );
-        plugin
-    }
-
-    fn input(&self, pod: &Starting) -> Value {
-        let ips = pod.addresses.iter();
-        let ips: Vec<Value> = ips
-            .map(|address| json!({ "address": address, "interface": 0 }))
-            .collect();
-        json!({
-            "cniVersion": "1.0.0", "name": "net", "type": "weir-cni",
-            "socket": self.socket(), "stateFile": self.state(),
-            "runtimeConfig": { "io.kubernetes.cri.pod-annotations": pod.annotations },
-            "prevResult": {
-                "cniVersion": "1.0.0", "interfaces": [{ "name": "eth0", "sandbox": pod.netns }], "ips": ips,
-                "routes": [{ "dst": "0.0.0.0/0" }],
-            },
-        })
-    }
-
-    fn call(&self, mut command: Command, input: &Value) -> Result<Value, Value> {
-        let mut plugin = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = plugin.stdin.take().unwrap();
-        stdin.write_all(input.to_string().as_bytes()).unwrap();
-        drop(stdin);
-        let output = plugin.wait_with_output().unwrap();
-        let value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        if output.status.success() {
-            Ok(value)
-        } else {
-            assert_eq!(output.status.code(), Some(1));
-            Err(value)
-        }
-    }
-
-    fn run(&self, command: &str, pod: &Starting) -> Result<Value, Value> {
-        self.call(self.command(command, pod), &self.input(pod))
-    }
-
-    /// An ADD that fails with "try again later" and this in its text.
-    fn refuses(&self, pod: &Starting, reason: &str) {
-        let error = self.run("ADD", pod).unwrap_err();
-        assert_eq!(error["code"], LATER, "{error}");
-        assert!(error["msg"].as_str().unwrap().contains(reason), "{error}");
-    }
-}
-
-// === impl Starting ===
-
-impl Starting {
-    fn new(pod: &Pod, uid: &str) -> Self {
-        Self {
-            namespace: pod.spec().namespace.clone(),
-            name: pod.spec().name.clone(),
-            uid: uid.to_owned(),
-            netns: pod.place().netns_path(),
-            addresses: vec![format!("{}/24", pod.v4()), format!("{}/64", pod.v6())],
-            annotations: json!({}),
-        }
-    }
-
-    /// One that the API server has never heard of.
-    fn unheard(pod: &Pod, namespace: &str) -> Self {
-        Self {
-            namespace: namespace.to_owned(),
-            name: "unheard".to_owned(),
-            ..Self::new(pod, "0b2f5c1e-1111-2222-3333-444455556666")
-        }
-    }
-
-    fn annotated(self, key: &str, value: &str) -> Self {
-        Self {
-            annotations: json!({ key: value }),
-            ..self
-        }
-    }
-}
 
 /// A pod that was bound to its node, and whose network is there, and nothing else yet: no process, no address in its status.
 fn starting(cluster: &mut Cluster, node: &str, namespace: &str, name: &str) -> (Member, Starting) {
@@ -314,6 +170,61 @@ fn the_very_first_connection_of_a_pod_that_starts_goes_by_mutual_tls() {
 }
 
 #[test]
+fn a_sandbox_that_is_made_anew_takes_the_place_of_the_old_one_and_outlives_its_end() {
+    let mut cluster = Cluster::new("cni-again");
+    let server = cluster.pod("node2", "shop", "c");
+    cluster.wait_enrolled(&[&server]);
+    let _server = serve(&server, ["echo-server", "--port", "7000", "--dual-stack"]);
+    strict(&cluster);
+    let runtime = Runtime::new(&cluster, "");
+    let (first, about) = starting(&mut cluster, "node1", "shop", "a");
+    runtime.run("ADD", &about).unwrap();
+    set_running(&cluster, &first);
+    assert_eq!(asks(&first, &at(server.v4(), 7000)), "x");
+    // The same pod in another namespace, at other addresses.
+    let second = cluster
+        .lab
+        .add_pod(PodSpec::new("node1", "shop", "second"))
+        .unwrap();
+    let again = Starting {
+        name: about.name.clone(),
+        ..Starting::new(&second, &about.uid)
+    };
+    runtime.run("ADD", &again).unwrap();
+    assert_eq!(asks(&second, &at(server.v4(), 7000)), "x");
+    // The old one's end comes late.
+    assert_eq!(runtime.run("DEL", &about), Ok(Value::Null));
+    assert_eq!(runtime.run("CHECK", &again), Ok(Value::Null));
+    assert_eq!(asks(&second, &at(server.v4(), 7000)), "x");
+}
+
+#[test]
+fn an_agent_that_starts_again_finds_by_its_processes_a_pod_that_the_plugin_told_of() {
+    let mut cluster = Cluster::new("cni-restart");
+    let server = cluster.pod("node2", "shop", "c");
+    cluster.wait_enrolled(&[&server]);
+    let _server = serve(&server, ["echo-server", "--port", "7000", "--dual-stack"]);
+    strict(&cluster);
+    let runtime = Runtime::new(&cluster, "");
+    let (pod, about) = starting(&mut cluster, "node1", "shop", "a");
+    runtime.run("ADD", &about).unwrap();
+    let node = cluster.lab.node("node1").unwrap().cgroup().to_owned();
+    let place = pod
+        .place()
+        .in_cgroup(node.join(format!("kubepods/burstable/pod{}", pod.uid)));
+    let mut pause = Command::new("sleep");
+    pause.arg("infinity");
+    let _pause = In(place.unwrap()).spawn(pause).unwrap();
+    set_running(&cluster, &pod);
+    cluster.wait_enrolled(&[&pod]);
+    cluster.agents[0].kill().unwrap();
+    cluster.agents[0].restart().unwrap();
+    cluster.wait_enrolled(&[&pod]);
+    assert_eq!(asks(&pod, &at(server.v4(), 7000)), "x");
+    assert_eq!(runtime.run("CHECK", &about), Ok(Value::Null));
+}
+
+#[test]
 fn a_pod_that_starts_waits_until_the_control_plane_has_told_of_it() {
     let mut cluster = Cluster::new("cni-wait");
     cluster.namespace("legacy", None);
@@ -407,20 +318,16 @@ fn who_is_not_root_and_what_is_no_pods_namespace_is_refused() {
     let text = as_nobody();
     assert!(text.contains("only root may ask"), "{text}");
     let with = |netns: &Path| Starting {
+        namespace: about.namespace.clone(),
+        name: about.name.clone(),
+        uid: about.uid.clone(),
+        container: about.container.clone(),
         netns: netns.to_owned(),
         addresses: about.addresses.clone(),
         annotations: json!({}),
-        ..Starting {
-            namespace: about.namespace.clone(),
-            name: about.name.clone(),
-            uid: about.uid.clone(),
-            netns: PathBuf::new(),
-            addresses: Vec::new(),
-            annotations: Value::Null,
-        }
     };
     let node = cluster.lab.node("node1").unwrap().place().netns_path();
-    runtime.refuses(&with(&node), "the node's own network namespace");
+    runtime.refuses(&with(&node), "that is the node's own network namespace");
     runtime.refuses(
         &with(Path::new("/proc/self/ns/mnt")),
         "not one of a network namespace",
