@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -40,14 +43,35 @@ pub struct NodeState {
 /// Of a node that is not in it nothing is known: another replica may know.
 #[derive(Debug)]
 pub struct Reports {
-    nodes: RwLock<HashMap<Arc<str>, NodeState>>,
+    nodes: RwLock<HashMap<Arc<str>, Reported>>,
     changed: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Reported {
+    state: NodeState,
+    /// The stream that it came by.
+    stream: u64,
 }
 
 /// Takes reports.
 pub struct ReportService {
     reports: Arc<Reports>,
     authenticate: Arc<dyn Authenticate>,
+    streams: AtomicU64,
+}
+
+/// Forgets what a stream brought when it ends, however it does.
+struct Ended<'a> {
+    reports: &'a Reports,
+    node: &'a Arc<str>,
+    stream: u64,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.reports.forget(self.node, self.stream);
+    }
 }
 
 // === impl Reports ===
@@ -66,13 +90,17 @@ impl Reports {
     #[must_use]
     pub fn node(&self, node: &str) -> Option<NodeState> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        nodes.get(node).cloned()
+        nodes.get(node).map(|reported| reported.state.clone())
     }
 
     /// All that was said.
     #[must_use]
     pub fn all(&self) -> HashMap<Arc<str>, NodeState> {
-        self.nodes.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let states = nodes
+            .iter()
+            .map(|(node, reported)| (node.clone(), reported.state.clone()));
+        states.collect()
     }
 
     /// Says when something changed.
@@ -81,12 +109,25 @@ impl Reports {
         self.changed.subscribe()
     }
 
-    fn set(&self, node: &Arc<str>, state: NodeState) {
+    fn set(&self, node: &Arc<str>, stream: u64, state: NodeState) {
+        let reported = Reported {
+            state: state.clone(),
+            stream,
+        };
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        if nodes.get(node) != Some(&state) {
-            nodes.insert(node.clone(), state);
-            drop(nodes);
+        let before = nodes.insert(node.clone(), reported);
+        drop(nodes);
+        if before.is_none_or(|before| before.state != state) {
             self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Forgets what came by a stream that ended, unless another has brought something since: the agent may talk to another
+    /// replica now, and what it said here becomes old.
+    fn forget(&self, node: &Arc<str>, stream: u64) {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        if nodes.get(node).is_some_and(|reported| reported.stream == stream) {
+            nodes.remove(node);
         }
     }
 }
@@ -97,14 +138,21 @@ impl ReportService {
     /// The service, for a tonic server.
     #[must_use]
     pub fn new(reports: Arc<Reports>, authenticate: Arc<dyn Authenticate>) -> NodeReportsServer<Self> {
-        NodeReportsServer::new(Self {
+        let service = Self {
             reports,
             authenticate,
-        })
-        .max_decoding_message_size(MAX_REPORT)
+            streams: AtomicU64::new(0),
+        };
+        NodeReportsServer::new(service).max_decoding_message_size(MAX_REPORT)
     }
 
     async fn take(&self, node: &Arc<str>, mut stream: Streaming<NodeReport>) -> Result<(), Status> {
+        let number = self.streams.fetch_add(1, Ordering::Relaxed);
+        let _ended = Ended {
+            reports: &self.reports,
+            node,
+            stream: number,
+        };
         loop {
             let report = match timeout(SILENCE, stream.message()).await {
                 Ok(Ok(Some(report))) => report,
@@ -121,6 +169,7 @@ impl ReportService {
             });
             self.reports.set(
                 node,
+                number,
                 NodeState {
                     ready: report.ready,
                     pods: pods.collect(),
@@ -154,5 +203,25 @@ impl NodeReports for ReportService {
             Ok(result) => result.map(|()| Response::new(ReportSummary {})),
             Err(_) => Err(Status::unavailable("open another stream")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_by_a_stream_that_ended_is_forgotten_unless_another_spoke_since() {
+        let (reports, node): (Reports, Arc<str>) = (Reports::default(), "n1".into());
+        let ready = || NodeState {
+            ready: true,
+            ..NodeState::default()
+        };
+        reports.set(&node, 1, NodeState::default());
+        reports.set(&node, 2, ready());
+        reports.forget(&node, 1);
+        assert_eq!(reports.node("n1"), Some(ready()), "the newer stream's");
+        reports.forget(&node, 2);
+        assert_eq!(reports.node("n1"), None);
     }
 }

@@ -120,7 +120,7 @@ fn noted(cookie: u64, key: &FlowKey) -> Option<Pending> {
     let pending = unsafe { (&raw const (*at).pending).read() };
     // Whoever wrote there meanwhile, or while `connect` did, put another cookie first.
     let before = field!((*at).before);
-    if before != cookie || !is_to(&pending.conn.orig, &key.dst) {
+    if before != cookie || pending.conn.cookie != cookie || !is_to(&pending.conn.orig, &key.dst) {
         return None;
     }
     Some(pending)

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinSet,
 };
 use weir_tunnel::{
     ca::{CertificateAuthority, Issuer},
@@ -179,11 +180,12 @@ pub async fn run(
         tokio::spawn(cni::state::keep(agent.clone(), cni.state_file.clone()));
         tokio::spawn(cni::install::keep(agent.clone(), cni));
     }
+    let mut following = JoinSet::new();
     if let (Some(control_plane), Some(state)) = (control_plane, &agent.control) {
         let same_node = agent.same_node.subscribe();
         let domain = config.trust_domain.clone();
-        tokio::spawn(control::report(agent.clone(), control_plane.clone()));
-        tokio::spawn(control::follow(
+        following.spawn(control::report(agent.clone(), control_plane.clone()));
+        following.spawn(control::follow(
             agent.clone(),
             control_plane,
             state.clone(),
@@ -193,7 +195,11 @@ pub async fn run(
     }
     let socket_path = config.api.socket.clone();
     tokio::spawn(reload::watch(agent.clone(), file, config, seen));
-    stop_signal().await?;
+    tokio::select! {
+        signal = stop_signal() => signal?,
+        // Neither ends by itself. Without them the agent would go stale in silence.
+        Some(ended) = following.join_next() => anyhow::bail!("following the control plane ended: {ended:?}"),
+    }
     if let Some(cni) = &cni {
         // A pod that starts from now on waits for the next agent, instead of being enrolled by one that stops.
         let _ = std::fs::remove_file(&cni.socket);

@@ -127,6 +127,8 @@ fn a_policy_of_the_cluster_is_in_force_within_a_second_and_named_where_it_refuse
         &json!({ "mtls": { "mode": "STRICT" } }),
     );
     wait_answer(&outsider, &to, "");
+    // That one may have been open when the change came: this one is refused.
+    assert_eq!(asks(&outsider, &to), "");
     assert_eq!(asks(&a, &to), "x");
     let refused = |pod: &str, reason: Reason| {
         let what = format!("a refusal of {pod}");
@@ -148,6 +150,7 @@ fn a_policy_of_the_cluster_is_in_force_within_a_second_and_named_where_it_refuse
     });
     cluster.policy("AuthorizationPolicy", "shop", "only-a", &spec);
     wait_answer(&d, &to, "");
+    assert_eq!(asks(&d, &to), "");
     assert_eq!(asks(&a, &to), "x");
     let flow = refused("d", Reason::NotAllowed);
     assert_eq!(flow.policy.unwrap().policy.as_ref(), "shop/only-a");
@@ -216,6 +219,7 @@ fn a_pod_that_is_made_again_at_the_address_of_another_has_its_own_identity() {
     cluster.wait_enrolled(&[&second]);
     let _server = echo(&second);
     wait_answer(&client, &to, "");
+    assert_eq!(asks(&client, &to), "");
     let flow = cluster
         .agent(&second)
         .wait_flow("the refusal", |flow| flow.event == FlowEvent::Refused)

@@ -140,6 +140,22 @@ impl State {
         self.revision
     }
 
+    /// The last revision in which something of a type changed.
+    fn changed(&self, kind: ResourceType) -> Revision {
+        let state = &self.types[kind as usize];
+        state.log.back().map_or(state.forgotten, |last| last.revision)
+    }
+
+    /// What a response says of the store's state: its revision, and since which of them workloads and policies are as they
+    /// are. Policies and the workloads that name them are sent apart, and are to be put in force together: an agent that has
+    /// one of the two up to a revision knows by this what it has to wait for.
+    pub(super) fn version_info(&self) -> String {
+        let Self { revision, .. } = self;
+        let [address, authorization] =
+            [ResourceType::Address, ResourceType::Authorization].map(|kind| self.changed(kind));
+        format!("{revision} address={address} authorization={authorization}")
+    }
+
     pub(super) fn view<'a>(&'a self, kind: ResourceType, node: &'a str) -> View<'a> {
         View {
             kind,

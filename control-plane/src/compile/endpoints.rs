@@ -14,6 +14,9 @@ use crate::{
     cluster::{Endpoint, EndpointSlice, ObjectName},
 };
 
+/// Most endpoints of a service that are no pods: each is told to every agent.
+const MOST_FOREIGN: usize = 256;
+
 /// Endpoints of a service that are no pods.
 #[derive(Default)]
 pub(super) struct Foreign {
@@ -115,10 +118,15 @@ impl Compiler {
         }
         let (mut offered, mut told) = (BTreeSet::new(), BTreeSet::new());
         let taken = service::taken(self.slices_of(name));
-        for (slice, endpoint) in taken.filter(|(_, endpoint)| endpoint.pod.is_none()) {
+        'slices: for (slice, endpoint) in taken.filter(|(_, endpoint)| endpoint.pod.is_none()) {
             let Some(service) = service else { continue };
             let ports = service::ports(service, slice);
-            for address in &endpoint.addresses {
+            // One address each, as Kubernetes has it; and no more of them than a service may have anywhere.
+            for address in endpoint.addresses.iter().take(1) {
+                if offered.len() >= MOST_FOREIGN {
+                    tracing::warn!(service = %name, "it has more than {MOST_FOREIGN} endpoints that are no pods: the rest is left out");
+                    break 'slices;
+                }
                 // Pods and services are what they are, whoever offers their addresses as his own.
                 if offered.insert(*address) && !self.claims.is_taken(*address) {
                     told.insert(*address);

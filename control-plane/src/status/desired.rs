@@ -85,7 +85,7 @@ fn pod(view: &PodView<'_>, reports: &HashMap<Arc<str>, NodeState>) -> PodState {
         not_enrolled,
     };
     let because = |why: &str| Wish::Is(cut(why, MAX_REASON).to_owned());
-    if view.switch == Switch::Disabled {
+    if view.switch != Switch::Enabled {
         return state(Wish::Absent, Wish::Absent);
     }
     if let Some(why) = &view.pod.unfit {
@@ -95,7 +95,13 @@ fn pod(view: &PodView<'_>, reports: &HashMap<Arc<str>, NodeState>) -> PodState {
     let Some(node) = reports.get(&view.pod.node) else {
         return state(Wish::Any, Wish::Any);
     };
+    if !node.ready {
+        // It starts, or stops: what the kernel has of its pods stays.
+        return state(Wish::Any, Wish::Any);
+    }
     match node.pods.get(&view.pod.uid) {
+        // It is at it.
+        Some(Err(why)) if why.is_empty() => state(Wish::Any, Wish::Any),
         Some(Ok(())) => state(Wish::Is(TRUE.to_owned()), Wish::Absent),
         Some(Err(why)) => state(Wish::Absent, because(why)),
         None => state(Wish::Absent, Wish::Absent),

@@ -40,6 +40,7 @@ pub fn start(
         name: |pod: &core::Pod| name_of(&pod.metadata),
         there: Box::new(|pod, name| Some(Event::Pod(name, Some(Box::new(Pod::parse(pod)?))))),
         see: |pod| Some(Seen::Pod(Box::new(annotated(&pod.metadata)))),
+        may_be_absent: false,
         gone: Box::new(|name| Event::Pod(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), pods, batches.clone()));
@@ -48,6 +49,7 @@ pub fn start(
         name: |service: &core::Service| name_of(&service.metadata),
         there: Box::new(|service, name| Some(Event::Service(name, Some(Service::parse(service)?)))),
         see: |_| None,
+        may_be_absent: false,
         gone: Box::new(|name| Event::Service(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), services, batches.clone()));
@@ -56,6 +58,7 @@ pub fn start(
         name: |slice: &discovery::EndpointSlice| name_of(&slice.metadata),
         there: Box::new(|slice, name| Some(Event::EndpointSlice(name, Some(EndpointSlice::parse(slice)?)))),
         see: |_| None,
+        may_be_absent: false,
         gone: Box::new(|name| Event::EndpointSlice(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), slices, batches.clone()));
@@ -69,6 +72,7 @@ pub fn start(
             ))
         }),
         see: |_| None,
+        may_be_absent: false,
         gone: Box::new(|name| Event::Namespace(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), namespaces, batches.clone()));
@@ -77,6 +81,7 @@ pub fn start(
         name: |node: &core::Node| cluster_name(node.metadata.name.as_deref()),
         there: Box::new(|node, name| Some(Event::Node(name, Some(Node::parse(node))))),
         see: |_| None,
+        may_be_absent: false,
         gone: Box::new(|name| Event::Node(name, None)),
     };
     tasks.spawn(run(Api::all(client.clone()), nodes, batches.clone()));
@@ -110,6 +115,7 @@ pub fn start(
             name: |policy: &DynamicObject| name_of(&policy.metadata),
             there: Box::new(move |policy, _| crd::authorization_event(api, policy)),
             see: see_authorization,
+            may_be_absent: true,
             gone: Box::new(move |name| Event::AuthorizationPolicy(api, name, None)),
         };
         tasks.spawn(run(policies("AuthorizationPolicy"), convert, batches.clone()));
@@ -118,6 +124,7 @@ pub fn start(
             name: |policy: &DynamicObject| name_of(&policy.metadata),
             there: Box::new(move |policy, _| crd::peer_authentication_event(api, policy)),
             see: see_peer,
+            may_be_absent: true,
             gone: Box::new(move |name| Event::PeerAuthentication(api, name, None)),
         };
         tasks.spawn(run(policies("PeerAuthentication"), convert, batches.clone()));

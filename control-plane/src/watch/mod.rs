@@ -69,6 +69,8 @@ struct Convert<K, N> {
     /// The object as it concerns the mesh; `None` if it does not.
     there: There<K, N>,
     see: fn(&K) -> Option<Seen>,
+    /// Whether a cluster may do without the kind.
+    may_be_absent: bool,
     gone: Box<dyn Fn(N) -> Event + Send + Sync>,
 }
 
@@ -214,7 +216,7 @@ where
         }
     }
 
-    /// A kind that is not there has no objects; all other errors pass, or are for people to see.
+    /// A kind that is defined by nobody has no objects; all other errors pass, or are for people to see.
     fn failed(&mut self, error: &watcher::Error) -> Option<Batch> {
         let now = tokio::time::Instant::now();
         self.failing_since.get_or_insert(now);
@@ -225,13 +227,10 @@ where
         let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else {
             return None;
         };
-        if status.code != NOT_FOUND {
-            return None;
-        }
-        let gone: Vec<N> = self.known.drain().collect();
-        self.events
-            .extend(gone.into_iter().map(|name| (self.convert.gone)(name)));
-        Some(self.batch(true))
+        // Where something of the kind was known, it is the API server that knows no better for the moment: deleting a kind
+        // deletes its objects first.
+        let is_absent = status.code == NOT_FOUND && self.convert.may_be_absent && self.known.is_empty();
+        is_absent.then(|| self.batch(true))
     }
 }
 

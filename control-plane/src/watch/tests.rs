@@ -14,6 +14,7 @@ fn watch() -> Watch<core::Namespace, std::sync::Arc<str>> {
             (!ends).then(|| Event::Namespace(name, Some(Namespace::parse(&namespace.metadata))))
         }),
         see: |_| None,
+        may_be_absent: true,
         gone: Box::new(|name| Event::Namespace(name, None)),
     })
 }
@@ -85,15 +86,17 @@ fn what_happens_is_told_at_once_and_what_was_never_known_is_not_gone() {
 }
 
 #[test]
-fn a_kind_that_is_not_there_has_no_objects() {
-    let mut watch = watch();
-    watch.take(watcher::Event::Init);
-    watch.take(watcher::Event::InitApply(namespace("a", false)));
-    watch.take(watcher::Event::InitDone);
+fn a_kind_that_nobody_defines_has_no_objects_and_one_that_was_there_keeps_them() {
     let error = |code: u16| {
         let status = kube::core::Status::failure("no", "no").with_code(code);
         watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
     };
-    assert!(watch.failed(&error(500)).is_none(), "it may be back in a moment");
-    assert_eq!(told(watch.failed(&error(404))), (vec!["-a".to_owned()], true));
+    let mut absent = watch();
+    assert!(absent.failed(&error(500)).is_none(), "it may be back in a moment");
+    assert_eq!(told(absent.failed(&error(404))), (Vec::new(), true));
+    let mut known = watch();
+    known.take(watcher::Event::Init);
+    known.take(watcher::Event::InitApply(namespace("a", false)));
+    known.take(watcher::Event::InitDone);
+    assert!(known.failed(&error(404)).is_none());
 }

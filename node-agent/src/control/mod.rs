@@ -9,6 +9,7 @@ mod decode;
 mod issuer;
 mod report;
 mod state;
+mod step;
 mod stream;
 
 pub use channel::{Address, ControlPlane};

@@ -53,6 +53,10 @@ async fn send(agent: &Arc<Agent>, reports: mpsc::Sender<NodeReport>) {
     let mut ticks = tokio::time::interval(LOOK);
     loop {
         ticks.tick().await;
+        // An agent that starts does not know its pods yet, and one that stops leaves the kernel as it is.
+        if agent.unready().is_some() {
+            continue;
+        }
         let report = of(agent);
         let is_new = sent
             .as_ref()

@@ -1,6 +1,10 @@
 //! The stream of what is new.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use prost_types::{Struct, Value, value::Kind};
@@ -24,7 +28,7 @@ use weir_proto::{
 };
 use weir_types::TrustDomain;
 
-use super::{ControlError, ControlPlane, State, decode};
+use super::{ControlError, ControlPlane, State, decode, step::Step};
 use crate::{
     agent::Agent,
     cni,
@@ -42,10 +46,10 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_millis(5);
 /// But what came first waits no longer than this.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How long after the other types the first word of this node's pods may take: a control plane that is not ours has none.
-const PODS_PATIENCE: Duration = Duration::from_secs(5);
 /// Waits between attempts to connect: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+/// After so many streams that ended without any response the agent asks for everything anew.
+const BARREN: u32 = 3;
 /// A stream that lasted this long was good: the next attempt does not wait.
 const LASTED: Duration = Duration::from_secs(30);
 /// `google.rpc.Code.INVALID_ARGUMENT`.
@@ -69,7 +73,10 @@ pub async fn follow(
         trust_domain,
         received,
         known: Default::default(),
+        doubted: Default::default(),
+        barren: 0,
         heard: [false; ResourceType::ALL.len()],
+        step: Step::default(),
         update: Update::default(),
         synced: false,
     };
@@ -106,10 +113,17 @@ struct Follower {
     received: Received,
     /// Versions by name of what is known, by type: a new stream need not send it again.
     known: [HashMap<String, String>; ResourceType::ALL.len()],
+    /// Names of what was known when versions were last given up, by type: what a stream's first response does not name of
+    /// these is gone.
+    doubted: [HashSet<String>; ResourceType::ALL.len()],
+    /// Streams that ended one after the other without a response.
+    barren: u32,
     /// Of which types this stream's first response has come.
     heard: [bool; ResourceType::ALL.len()],
     /// The sandboxes that the container runtime told of.
     sandboxes: watch::Receiver<cni::ByUid>,
+    /// What this stream's responses say of the state that they are of.
+    step: Step,
     /// What is not in force yet.
     update: Update,
     /// Whether all that there is was known once.
@@ -128,7 +142,12 @@ impl Follower {
         same_node: &mut watch::Receiver<SameNodeConfig>,
     ) -> Result<Never, ControlError> {
         let (requests, outgoing) = mpsc::channel(REQUESTS);
+        if self.barren >= BARREN {
+            self.doubt();
+        }
+        self.barren += 1;
         self.heard = Default::default();
+        self.step = Step::default();
         for (index, kind) in ResourceType::ALL.into_iter().enumerate() {
             // Nothing subscribed: everything.
             let request = DeltaDiscoveryRequest {
@@ -145,7 +164,6 @@ impl Follower {
             .max_decoding_message_size(MAX_RESPONSE);
         let opened = timeout(OPEN_TIMEOUT, client.delta_aggregated_resources(request)).await;
         let mut responses = opened.map_err(|_| ControlError::Timeout)??.into_inner();
-        let mut pods_due = None;
         loop {
             let response = tokio::select! {
                 response = responses.message() => response?.ok_or(ControlError::Ended)?,
@@ -162,25 +180,11 @@ impl Follower {
                     }
                     continue;
                 }
-                () = sleep_until(pods_due) => {
-                    tracing::warn!("the control plane says nothing of this node's pods: none is enrolled by it");
-                    self.heard[ResourceType::Pod as usize] = true;
-                    pods_due = None;
-                    self.put_if_whole();
-                    continue;
-                }
             };
             self.state.connected();
             self.agent.node.metrics.control_plane_connected.set(1);
             self.take_with_followers(response, &mut responses, &requests)
                 .await?;
-            let others = ResourceType::ALL
-                .iter()
-                .filter(|kind| **kind != ResourceType::Pod);
-            if others.into_iter().all(|kind| self.heard[*kind as usize]) {
-                let missing = !self.heard[ResourceType::Pod as usize];
-                pods_due = missing.then(|| pods_due.unwrap_or_else(|| Instant::now() + PODS_PATIENCE));
-            }
             self.put_if_whole();
         }
     }
@@ -224,7 +228,12 @@ impl Follower {
         let mut faults: Vec<String> = Vec::new();
         match ResourceType::from_url(&response.type_url) {
             Some(kind) => {
+                self.barren = 0;
+                if !self.heard[kind as usize] {
+                    self.believe(kind, &response);
+                }
                 self.heard[kind as usize] = true;
+                self.step.take(kind, &response.system_version_info);
                 for resource in &response.resources {
                     match self.take_resource(kind, resource) {
                         Ok(()) => {
@@ -263,6 +272,26 @@ impl Follower {
         }
     }
 
+    /// Asks for everything from now on, without saying what is known: the list of that may be what the control plane does not
+    /// take.
+    fn doubt(&mut self) {
+        for (known, doubted) in self.known.iter_mut().zip(&mut self.doubted) {
+            doubted.extend(known.drain().map(|(name, _)| name));
+        }
+        self.barren = 0;
+    }
+
+    /// Takes a first response for all there is of what was doubted.
+    fn believe(&mut self, kind: ResourceType, response: &DeltaDiscoveryResponse) {
+        let mut gone = std::mem::take(&mut self.doubted[kind as usize]);
+        for resource in &response.resources {
+            gone.remove(&resource.name);
+        }
+        for name in gone {
+            self.remove(kind, &name);
+        }
+    }
+
     fn take_resource(&mut self, kind: ResourceType, resource: &Resource) -> Result<(), decode::DecodeError> {
         let update = &mut self.update;
         match kind {
@@ -285,9 +314,10 @@ impl Follower {
         }
     }
 
-    /// Puts in force what came, once the first of each type has: what is missing would be taken for gone.
+    /// Puts in force what came, once the first of each type has: what is missing would be taken for gone. And only if policies
+    /// and the workloads that name them are of one state: in between, one policy may be gone and the other not there yet.
     fn put_if_whole(&mut self) {
-        if self.heard.iter().all(|heard| *heard) {
+        if self.heard.iter().all(|heard| *heard) && self.step.is_whole() {
             self.put();
         }
     }
@@ -321,13 +351,6 @@ impl Follower {
             tracing::info!(workloads, services, policies, "in step with the control plane");
             self.agent.start();
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -185,6 +185,13 @@ impl Mesh {
         }
     }
 
+    /// Makes it one of no workloads and no services.
+    fn forget(&mut self) {
+        self.workloads.clear();
+        self.by_address.clear();
+        self.services.clear();
+    }
+
     /// Whether a workload is of the node whose configuration this is.
     #[must_use]
     pub fn is_here(&self, workload: &Workload) -> bool {

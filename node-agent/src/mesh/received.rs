@@ -129,6 +129,7 @@ impl Received {
     /// Takes changes in. Gives the mesh that follows `previous`, and what is different.
     pub fn apply(&mut self, mut update: Update, previous: &Mesh) -> (Mesh, Change) {
         self.settle_addresses(&mut update);
+        self.keep_addresses(&mut update);
         let mut mesh = previous.next(&self.node);
         let mut touched = Touched::default();
         let policies_changed = self.take_policies(update.policies);
@@ -156,6 +157,8 @@ impl Received {
             for (source, workload) in self.workloads.values_mut() {
                 *workload = Arc::new(made(source));
             }
+            // What is not touched by what is known now is not known any more.
+            mesh.forget();
             touched.workloads.extend(self.workloads.keys().cloned());
             touched.services.extend(self.services.keys().cloned());
         }
@@ -207,6 +210,23 @@ impl Received {
                     ..source.clone()
                 };
                 update.workloads.push((uid, Some(source)));
+            }
+        }
+    }
+
+    /// A pod of this node that the control plane gives no address any more keeps what it had: it is still to be enrolled, and
+    /// without an address nothing would refuse plaintext for it. Only the end of its being told of takes it out of the mesh.
+    fn keep_addresses(&self, update: &mut Update) {
+        let told = update.pods.iter().filter_map(|(_, pod)| pod.as_ref());
+        let own: HashSet<&String> = self.pods.values().chain(told).map(|pod| &pod.workload).collect();
+        for (uid, workload) in &mut update.workloads {
+            let known = self.workloads.get(uid).map(|(source, _)| source);
+            if let (Some(workload), Some(known)) = (workload, known)
+                && workload.addresses.is_empty()
+                && workload.identity == known.identity
+                && own.contains(uid)
+            {
+                workload.addresses.clone_from(&known.addresses);
             }
         }
     }

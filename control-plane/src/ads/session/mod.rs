@@ -124,7 +124,7 @@ impl Session {
             let nonce = self.nonces.to_string();
             subscription.sent(nonce.clone());
             let response = SharedResponse {
-                system_version_info: state.revision().to_string(),
+                system_version_info: state.version_info(),
                 resources: reply.resources,
                 type_url: kind.url().to_owned(),
                 nonce,

@@ -30,36 +30,24 @@ fn workload() -> impl Strategy<Value = (String, Option<WorkloadSource>)> {
         0..=2,
     );
     let policies = vec(select(&POLICIES[..]).prop_map(Arc::from), 0..=1);
-    let parts = (
-        0..UIDS.len(),
-        any::<bool>(),
-        services,
-        policies,
-        any::<bool>(),
-        select(&["n1", "n2"][..]),
-    );
+    let parts = (services, policies, any::<bool>(), select(&["n1", "n2"][..]));
     option::weighted(0.8, parts.clone()).prop_flat_map(move |known| {
         (Just(known), 0..UIDS.len()).prop_map(|(known, index)| {
             let uid = UIDS[index].to_owned();
-            let source = known.map(
-                |(_, has_address, services, policies, healthy, node)| WorkloadSource {
-                    uid: uid.clone(),
-                    name: uid.clone(),
-                    identity: "spiffe://td/ns/a/sa/x".parse().unwrap(),
-                    // The control plane gives an address to one workload at a time.
-                    addresses: has_address
-                        .then(|| ADDRESSES[index].parse().unwrap())
-                        .into_iter()
-                        .collect(),
-                    host_network: false,
-                    node: node.to_owned(),
-                    zone: None,
-                    tunnel: TunnelProtocol::Hbone,
-                    policies,
-                    services,
-                    healthy,
-                },
-            );
+            let source = known.map(|(services, policies, healthy, node)| WorkloadSource {
+                uid: uid.clone(),
+                name: uid.clone(),
+                identity: "spiffe://td/ns/a/sa/x".parse().unwrap(),
+                // The control plane gives an address to one workload at a time. One without has its history: see below.
+                addresses: vec![ADDRESSES[index].parse().unwrap()],
+                host_network: false,
+                node: node.to_owned(),
+                zone: None,
+                tunnel: TunnelProtocol::Hbone,
+                policies,
+                services,
+                healthy,
+            });
             (uid, source)
         })
     })
@@ -279,4 +267,49 @@ fn a_pod_has_the_addresses_of_its_sandbox_before_and_after_the_control_plane_kno
         at(workload(&["10.0.0.3"])),
         ["10.0.0.3".parse::<IpAddr>().unwrap()]
     );
+}
+
+#[test]
+fn a_pod_that_is_still_to_be_enrolled_keeps_its_address_when_the_control_plane_takes_it_away() {
+    let workload = |addresses: &[&str]| WorkloadSource {
+        uid: "w1".to_owned(),
+        name: "w1".to_owned(),
+        identity: "spiffe://td/ns/a/sa/x".parse().unwrap(),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        host_network: false,
+        node: "n1".to_owned(),
+        zone: None,
+        tunnel: TunnelProtocol::Hbone,
+        policies: Vec::new(),
+        services: Map::new(),
+        healthy: true,
+    };
+    let pod = PodSource {
+        workload: "w1".to_owned(),
+        netns: NetNsRef::Pod("w1".into()),
+        probe_ports: Vec::new(),
+        observed: false,
+    };
+    let mut received = Received::new("n1", SameNodeConfig::default());
+    let first = Update {
+        workloads: vec![("w1".to_owned(), Some(workload(&["10.0.0.1"])))],
+        pods: vec![("w1".to_owned(), Some(pod))],
+        ..Update::default()
+    };
+    let (mesh, _) = received.apply(first, &Mesh::nothing(0));
+    assert_eq!(mesh.local().len(), 1);
+    // Its node is said to be gone, or an older pod claims the address.
+    let taken = Update {
+        workloads: vec![("w1".to_owned(), Some(workload(&[])))],
+        ..Update::default()
+    };
+    let (mesh, _) = received.apply(taken, &mesh);
+    let local = mesh.local().values().next().expect("it is still enrolled");
+    assert_eq!(local.workload.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+    let gone = Update {
+        pods: vec![("w1".to_owned(), None)],
+        ..Update::default()
+    };
+    let (mesh, _) = received.apply(gone, &mesh);
+    assert!(mesh.local().is_empty());
 }
