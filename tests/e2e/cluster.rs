@@ -382,6 +382,7 @@ fn a_policy_says_what_became_of_it_and_one_that_is_not_understood_denies() {
         &json!({ "action": "DENY", "rules": wrong }),
     );
     wait_answer(&client, &to, "");
+    assert_eq!(asks(&client, &to), "");
     let refused = status("wrong", &|status| status["conditions"][0]["status"] == "False");
     let message = refused["conditions"][0]["message"].as_str().unwrap();
     assert!(message.contains("rules[0].when[0].values[0]"), "{message}");

@@ -2,6 +2,7 @@
 
 mod cni;
 mod parse;
+mod source;
 mod text;
 
 use std::{

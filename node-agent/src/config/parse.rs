@@ -12,7 +12,7 @@ use serde::Deserialize as _;
 use serde_saphyr::Location;
 use weir_types::Identity;
 
-use super::{CaConfig, ConfigFile, TunnelProtocol, WorkloadConfig};
+use super::{ConfigFile, TunnelProtocol, WorkloadConfig, source};
 
 /// Largest file that is read: 20,000 workloads take about 4 MiB.
 const MAX_FILE: u64 = 64 << 20;
@@ -152,14 +152,14 @@ fn plain(error: &serde_saphyr::Error) -> String {
     text[..position].trim_end_matches([',', ':']).to_owned()
 }
 
-struct Problem {
+pub(super) struct Problem {
     location: Location,
     field: String,
     problem: String,
 }
 
 impl Problem {
-    fn new(location: Location, field: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub(super) fn new(location: Location, field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
             location,
             field: field.into(),
@@ -187,7 +187,7 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
     if !FLOW_CAPACITY.contains(&flows.value.capacity) {
         return expected(flows.referenced, "flows.capacity", "1 to 1,000,000");
     }
-    check_source(config)?;
+    source::check(config)?;
     if let Some(cni) = &config.cni {
         let checked = cni.value.check(config.control_plane.is_some());
         checked.map_err(|(field, problem)| Problem::new(cni.referenced, field, problem))?;
@@ -282,60 +282,6 @@ fn check_policies(config: &ConfigFile) -> Result<(), Problem> {
 
 fn own_name(namespace: &str, name: &str) -> String {
     format!("expected a name of its own; '{namespace}/{name}' stands above")
-}
-
-/// Where all that the file does not say comes from.
-fn check_source(config: &ConfigFile) -> Result<(), Problem> {
-    let Some(control) = &config.control_plane else {
-        let Some(ca) = &config.ca else {
-            let problem = "expected 'ca', or 'controlPlane'";
-            return Err(Problem::new(Location::UNKNOWN, "(file)", problem));
-        };
-        return check_ca(&ca.value).map_err(|problem| Problem::new(ca.referenced, "ca", problem));
-    };
-    if let Some(ca) = &config.ca {
-        let problem = "expected either 'ca' or 'controlPlane', not both";
-        return Err(Problem::new(ca.referenced, "ca", problem));
-    }
-    let lists = [
-        ("pods", config.pods.first().map(|p| p.referenced)),
-        ("workloads", config.workloads.first().map(|w| w.referenced)),
-        ("services", config.services.first().map(|s| s.referenced)),
-        (
-            "authorizationPolicies",
-            config.authorization_policies.first().map(|p| p.referenced),
-        ),
-        (
-            "peerAuthentications",
-            config.peer_authentications.first().map(|p| p.referenced),
-        ),
-    ];
-    for (field, first) in lists {
-        if let Some(at) = first {
-            let problem = "expected none: with a control plane they come from there";
-            return Err(Problem::new(at, field, problem));
-        }
-    }
-    for (field, path) in [("roots", &control.value.roots), ("token", &control.value.token)] {
-        if !path.is_absolute() {
-            let field = format!("controlPlane.{field}");
-            return Err(Problem::new(
-                control.referenced,
-                field,
-                "expected an absolute path",
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn check_ca(ca: &CaConfig) -> Result<(), &'static str> {
-    match (&ca.dir, &ca.certificate, &ca.key) {
-        (Some(_), None, None) | (None, Some(_), Some(_)) => Ok(()),
-        (None, None, None) => Err("expected 'dir', or 'certificate' and 'key'"),
-        (Some(_), _, _) => Err("expected either 'dir', or 'certificate' and 'key', not both"),
-        _ => Err("expected both 'certificate' and 'key'"),
-    }
 }
 
 fn check_workloads(config: &ConfigFile) -> Result<HashMap<&str, &WorkloadConfig>, Problem> {
