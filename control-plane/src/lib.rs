@@ -13,5 +13,6 @@ pub mod publish;
 pub mod reports;
 pub mod run;
 pub mod server;
+pub mod sources;
 pub mod status;
 pub mod watch;

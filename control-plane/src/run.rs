@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::Client;
-use prometheus::{Encoder as _, Registry, TextEncoder};
+use prometheus::{Encoder as _, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -182,8 +182,11 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         tasks.spawn(async move { own.keep(in_force, &names).await });
     }
     tasks.spawn(publish::roots(client.clone(), agent_namespace, keys.in_force()));
+    let help = "1 while changes of a kind do not arrive from the API server.";
+    let failing = IntGaugeVec::new(Opts::new("weir_watch_failing", help), &["kind"])?;
+    registry.register(Box::new(failing.clone()))?;
     let (batches, incoming) = mpsc::channel(QUEUE);
-    let kinds = watches::start(&client, options.istio_policies, &batches, &mut tasks);
+    let kinds = watches::start(&client, options.istio_policies, &failing, &batches, &mut tasks);
     drop(batches);
     {
         let engine = engine.clone();

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     ads::Severable,
     ca::{AuthorityError, InForce},
+    sources::Sources,
 };
 
 /// How long a client may take for its handshake.
@@ -29,6 +30,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 512;
 /// Connections at once: an agent has one.
 const CONNECTIONS: usize = 20_000;
+/// Connections of one address at once, with those that are at their handshake: an agent has one, and another while it is
+/// replaced.
+const CONNECTIONS_OF_ADDRESS: usize = 64;
 /// Connections that wait to be taken over by the server.
 const QUEUE: usize = 64;
 /// How long the server's own certificate is valid: as those of workloads at most are.
@@ -116,6 +120,7 @@ pub fn accept(listener: TcpListener, config: Arc<ServerConfig>) -> ReceiverStrea
     let (connections, ready) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(config);
+        let sources = Sources::default();
         let (handshakes, open) = (
             Arc::new(Semaphore::new(HANDSHAKES)),
             Arc::new(Semaphore::new(CONNECTIONS)),
@@ -138,13 +143,17 @@ pub fn accept(listener: TcpListener, config: Arc<ServerConfig>) -> ReceiverStrea
                 },
                 () = connections.closed() => return,
             };
+            let Some(of_address) = sources.enter(peer.ip(), CONNECTIONS_OF_ADDRESS) else {
+                tracing::debug!(%peer, "its address has too many connections");
+                continue;
+            };
             let (acceptor, connections) = (acceptor.clone(), connections.clone());
             tokio::spawn(async move {
                 let finished = timeout(HANDSHAKE, handshake(socket, peer, acceptor)).await;
                 drop(permit);
                 match finished {
                     Ok(Ok(connection)) => {
-                        let connection = connection.with_place(place);
+                        let connection = connection.with_place((place, of_address));
                         // The server is about to end otherwise.
                         let _ = connections.send(Ok(connection)).await;
                     }

@@ -15,10 +15,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::OwnedSemaphorePermit,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
 /// Cuts one connection.
@@ -42,12 +39,11 @@ pub struct Peer {
 
 /// A connection that fails once it is cut. Give these to tonic's server (TLS inside) if [`super::Ads`] is served, with
 /// TCP_NODELAY set: else the end of each response waits for the client's delayed ACK, 40 ms.
-#[derive(Debug)]
 pub struct Severable<T> {
     io: T,
     peer: Peer,
     /// Its place among the connections that there may be at once, given back with it.
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Option<Box<dyn Send + Sync>>,
 }
 
 impl Sever {
@@ -83,9 +79,9 @@ impl<T> Severable<T> {
 
     /// With its place among the connections that there may be at once.
     #[must_use]
-    pub fn with_place(self, place: OwnedSemaphorePermit) -> Self {
+    pub fn with_place(self, place: impl Send + Sync + 'static) -> Self {
         Self {
-            _place: Some(place),
+            _place: Some(Box::new(place)),
             ..self
         }
     }

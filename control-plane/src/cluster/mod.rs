@@ -175,8 +175,8 @@ pub enum Event {
     Node(Arc<str>, Option<Node>),
     /// An AuthorizationPolicy.
     AuthorizationPolicy(PolicyApi, ObjectName, Option<Box<Read<AuthorizationPolicy>>>),
-    /// A PeerAuthentication.
-    PeerAuthentication(PolicyApi, ObjectName, Option<Read<PeerAuthentication>>),
+    /// A PeerAuthentication, with when it was made, seconds since 1970: of several of one scope the oldest counts.
+    PeerAuthentication(PolicyApi, ObjectName, Option<(i64, Read<PeerAuthentication>)>),
 }
 
 // === impl ObjectName ===

@@ -83,7 +83,9 @@ impl Pod {
     }
 }
 
-fn created(meta: &ObjectMeta) -> i64 {
+/// When an object was made, seconds since 1970; in the far future if nobody says.
+#[must_use]
+pub fn created(meta: &ObjectMeta) -> i64 {
     meta.creation_timestamp
         .as_ref()
         .map_or(i64::MAX, |time| time.0.as_second())

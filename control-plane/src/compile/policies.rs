@@ -49,7 +49,8 @@ pub struct PolicyKey {
 pub(super) struct PolicySet {
     root_namespace: String,
     authorization: BTreeMap<(ObjectName, PolicyApi), Read<AuthorizationPolicy>>,
-    peer: BTreeMap<(ObjectName, PolicyApi), Read<PeerAuthentication>>,
+    /// With when they were made.
+    peer: BTreeMap<(ObjectName, PolicyApi), (i64, Read<PeerAuthentication>)>,
     compiled: Arc<Policies>,
     wire: BTreeMap<Arc<str>, Authorization>,
     outcomes: HashMap<PolicyKey, Outcome>,
@@ -95,7 +96,7 @@ impl PolicySet {
         &mut self,
         api: PolicyApi,
         name: ObjectName,
-        policy: Option<Read<PeerAuthentication>>,
+        policy: Option<(i64, Read<PeerAuthentication>)>,
     ) {
         self.changed.insert(name.namespace.clone());
         replace(&mut self.peer, (name, api), policy);
@@ -218,7 +219,7 @@ impl PolicySet {
     fn peer_authentications(&mut self) -> Vec<PeerAuthentication> {
         let mut names = HashSet::new();
         let mut all = Vec::with_capacity(self.peer.len());
-        for ((name, api), read) in &self.peer {
+        for ((name, api), (created, read)) in &self.peer {
             let key = PolicyKey {
                 kind: PolicyKind::PeerAuthentication,
                 api: *api,
@@ -251,13 +252,15 @@ impl PolicySet {
                 }
             };
             if names.insert(name) {
-                all.push(policy);
+                all.push((*created, policy));
             } else {
                 outcome.problem = Some(format!("there is a policy of this name in weir.dev: {name}"));
             }
             self.outcomes.insert(key, outcome);
         }
-        all
+        // Stable: those of one second by name.
+        all.sort_by_key(|(created, _)| *created);
+        all.into_iter().map(|(_, policy)| policy).collect()
     }
 
     fn warn(&mut self, policy: &str, text: &str) {

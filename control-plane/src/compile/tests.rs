@@ -193,7 +193,9 @@ fn event() -> impl Strategy<Value = Event> {
                 }),
                 malformed => malformed,
             });
-            Event::PeerAuthentication(api, name, read)
+            // Of all ages: the oldest of a scope counts.
+            let age = i64::from(name.namespace.len() as u8 % 2);
+            Event::PeerAuthentication(api, name, read.map(|read| (age, read)))
         }),
     ]
 }
@@ -226,4 +228,31 @@ proptest! {
         whole.take(Compiler::new(Settings::default()).apply(last.into_values().rev()));
         prop_assert_eq!(agent, whole);
     }
+}
+
+#[test]
+fn of_several_peer_authentications_of_a_scope_the_oldest_counts() {
+    let peer = |name: &str, created: i64, mode: PeerMode| {
+        let policy = PeerAuthentication {
+            name: name.to_owned(),
+            namespace: "a".to_owned(),
+            selector: None,
+            mtls: Some(Mtls { mode }),
+            port_level_mtls: Map::new(),
+        };
+        let read = Some((created, Read::Understood(policy)));
+        Event::PeerAuthentication(PolicyApi::Weir, ObjectName::new("a", name), read)
+    };
+    let mut compiler = Compiler::new(Settings::default());
+    compiler.apply([
+        peer("zzz", 1, PeerMode::Strict),
+        peer("aaa", 2, PeerMode::Permissive),
+    ]);
+    let listed = compiler.policies.compiled().listed("a", &Map::new());
+    assert_eq!(
+        listed.len(),
+        1,
+        "the STRICT one is older, whatever the other is called: {listed:?}"
+    );
+    assert!(listed[0].ends_with("zzz"), "{listed:?}");
 }

@@ -5,7 +5,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use weir_policy::{AuthorizationPolicy, PeerAuthentication, Selector};
 
-use crate::cluster::{Event, ObjectName, PolicyApi, Read, parse::name_of};
+use crate::cluster::{
+    Event, ObjectName, PolicyApi, Read,
+    parse::{created, name_of},
+};
 
 /// Istio's annotation of policies that are only to be rehearsed. Ours have a field.
 pub const DRY_RUN: &str = "istio.io/dry-run";
@@ -88,7 +91,9 @@ pub fn authorization_event(api: PolicyApi, object: &DynamicObject) -> Option<Eve
 #[must_use]
 pub fn peer_authentication_event(api: PolicyApi, object: &DynamicObject) -> Option<Event> {
     let (name, reading) = read_peer_authentication(object)?;
-    Some(Event::PeerAuthentication(api, name, reading.read()))
+    let created = created(&object.metadata);
+    let read = reading.read().map(|read| (created, read));
+    Some(Event::PeerAuthentication(api, name, read))
 }
 
 impl<T> Reading<T> {

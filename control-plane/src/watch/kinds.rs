@@ -8,6 +8,7 @@ use kube::{
     api::{ApiResource, DynamicObject, ObjectMeta},
     core::GroupVersionKind,
 };
+use prometheus::IntGaugeVec;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{Batch, Convert, Seen, run};
@@ -27,6 +28,7 @@ const ISTIO_VERSION: &str = "v1";
 pub fn start(
     client: &Client,
     istio_policies: bool,
+    failing: &IntGaugeVec,
     batches: &mpsc::Sender<Batch>,
     tasks: &mut JoinSet<()>,
 ) -> Vec<&'static str> {
@@ -43,7 +45,8 @@ pub fn start(
         may_be_absent: false,
         gone: Box::new(|name| Event::Pod(name, None)),
     };
-    tasks.spawn(run(Api::all(client.clone()), pods, batches.clone()));
+    let gauge = failing.with_label_values(&[pods.kind]);
+    tasks.spawn(run(Api::all(client.clone()), pods, gauge, batches.clone()));
     let services = Convert {
         kind: add("Service"),
         name: |service: &core::Service| name_of(&service.metadata),
@@ -52,7 +55,8 @@ pub fn start(
         may_be_absent: false,
         gone: Box::new(|name| Event::Service(name, None)),
     };
-    tasks.spawn(run(Api::all(client.clone()), services, batches.clone()));
+    let gauge = failing.with_label_values(&[services.kind]);
+    tasks.spawn(run(Api::all(client.clone()), services, gauge, batches.clone()));
     let slices = Convert {
         kind: add("EndpointSlice"),
         name: |slice: &discovery::EndpointSlice| name_of(&slice.metadata),
@@ -61,7 +65,8 @@ pub fn start(
         may_be_absent: false,
         gone: Box::new(|name| Event::EndpointSlice(name, None)),
     };
-    tasks.spawn(run(Api::all(client.clone()), slices, batches.clone()));
+    let gauge = failing.with_label_values(&[slices.kind]);
+    tasks.spawn(run(Api::all(client.clone()), slices, gauge, batches.clone()));
     let namespaces = Convert {
         kind: add("Namespace"),
         name: |namespace: &core::Namespace| cluster_name(namespace.metadata.name.as_deref()),
@@ -75,7 +80,8 @@ pub fn start(
         may_be_absent: false,
         gone: Box::new(|name| Event::Namespace(name, None)),
     };
-    tasks.spawn(run(Api::all(client.clone()), namespaces, batches.clone()));
+    let gauge = failing.with_label_values(&[namespaces.kind]);
+    tasks.spawn(run(Api::all(client.clone()), namespaces, gauge, batches.clone()));
     let nodes = Convert {
         kind: add("Node"),
         name: |node: &core::Node| cluster_name(node.metadata.name.as_deref()),
@@ -84,7 +90,8 @@ pub fn start(
         may_be_absent: false,
         gone: Box::new(|name| Event::Node(name, None)),
     };
-    tasks.spawn(run(Api::all(client.clone()), nodes, batches.clone()));
+    let gauge = failing.with_label_values(&[nodes.kind]);
+    tasks.spawn(run(Api::all(client.clone()), nodes, gauge, batches.clone()));
     let mut apis = vec![(
         PolicyApi::Weir,
         crd::GROUP,
@@ -118,7 +125,13 @@ pub fn start(
             may_be_absent: true,
             gone: Box::new(move |name| Event::AuthorizationPolicy(api, name, None)),
         };
-        tasks.spawn(run(policies("AuthorizationPolicy"), convert, batches.clone()));
+        let gauge = failing.with_label_values(&[convert.kind]);
+        tasks.spawn(run(
+            policies("AuthorizationPolicy"),
+            convert,
+            gauge,
+            batches.clone(),
+        ));
         let convert = Convert {
             kind: add(peer),
             name: |policy: &DynamicObject| name_of(&policy.metadata),
@@ -127,7 +140,13 @@ pub fn start(
             may_be_absent: true,
             gone: Box::new(move |name| Event::PeerAuthentication(api, name, None)),
         };
-        tasks.spawn(run(policies("PeerAuthentication"), convert, batches.clone()));
+        let gauge = failing.with_label_values(&[convert.kind]);
+        tasks.spawn(run(
+            policies("PeerAuthentication"),
+            convert,
+            gauge,
+            batches.clone(),
+        ));
     }
     kinds
 }

@@ -16,6 +16,7 @@ use kube::{
         watcher::{self, watcher},
     },
 };
+use prometheus::IntGauge;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
@@ -75,14 +76,14 @@ struct Convert<K, N> {
 }
 
 /// Watches a kind for ever.
-async fn run<K, N>(api: Api<K>, convert: Convert<K, N>, batches: mpsc::Sender<Batch>)
+async fn run<K, N>(api: Api<K>, convert: Convert<K, N>, failing: IntGauge, batches: mpsc::Sender<Batch>)
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     N: Clone + Eq + Hash,
 {
     let config = watcher::Config::default().page_size(PAGE).timeout(WATCH_TIMEOUT);
     let events = watcher(api, config).default_backoff();
-    Watch::new(convert).follow(events, batches).await;
+    Watch::new(convert, failing).follow(events, batches).await;
 }
 
 struct Watch<K, N> {
@@ -94,7 +95,8 @@ struct Watch<K, N> {
     events: Vec<Event>,
     seen: Vec<Seen>,
     is_listing: bool,
-    failing_since: Option<tokio::time::Instant>,
+    /// 1 while what is new does not arrive.
+    failing: IntGauge,
     logged: Option<tokio::time::Instant>,
 }
 
@@ -104,7 +106,7 @@ impl<K, N> Watch<K, N>
 where
     N: Clone + Eq + Hash,
 {
-    fn new(convert: Convert<K, N>) -> Self {
+    fn new(convert: Convert<K, N>, failing: IntGauge) -> Self {
         Self {
             convert,
             known: HashSet::new(),
@@ -112,7 +114,7 @@ where
             events: Vec::new(),
             seen: Vec::new(),
             is_listing: false,
-            failing_since: None,
+            failing,
             logged: None,
         }
     }
@@ -126,7 +128,7 @@ where
         while let Some(event) = events.next().await {
             let batch = match event {
                 Ok(event) => {
-                    self.failing_since = None;
+                    self.failing.set(0);
                     self.take(event)
                 }
                 Err(error) => self.failed(&error),
@@ -219,7 +221,7 @@ where
     /// A kind that is defined by nobody has no objects; all other errors pass, or are for people to see.
     fn failed(&mut self, error: &watcher::Error) -> Option<Batch> {
         let now = tokio::time::Instant::now();
-        self.failing_since.get_or_insert(now);
+        self.failing.set(1);
         if self.logged.is_none_or(|last| now - last >= LOG_INTERVAL) {
             self.logged = Some(now);
             tracing::warn!(kind = self.convert.kind, %error, "watching is interrupted; trying again");

@@ -5,9 +5,10 @@ use super::*;
 use crate::cluster::Namespace;
 
 fn watch() -> Watch<core::Namespace, std::sync::Arc<str>> {
-    Watch::new(Convert {
+    let failing = IntGauge::new("failing", "1 while it fails").unwrap();
+    let convert = Convert {
         kind: "Namespace",
-        name: |namespace| namespace.metadata.name.as_deref().map(Into::into),
+        name: |namespace: &core::Namespace| namespace.metadata.name.as_deref().map(Into::into),
         // One that ends concerns nobody.
         there: Box::new(|namespace, name| {
             let ends = namespace.metadata.deletion_timestamp.is_some();
@@ -16,7 +17,8 @@ fn watch() -> Watch<core::Namespace, std::sync::Arc<str>> {
         see: |_| None,
         may_be_absent: true,
         gone: Box::new(|name| Event::Namespace(name, None)),
-    })
+    };
+    Watch::new(convert, failing)
 }
 
 fn namespace(name: &str, ends: bool) -> core::Namespace {
@@ -93,6 +95,7 @@ fn a_kind_that_nobody_defines_has_no_objects_and_one_that_was_there_keeps_them()
     };
     let mut absent = watch();
     assert!(absent.failed(&error(500)).is_none(), "it may be back in a moment");
+    assert_eq!(absent.failing.get(), 1);
     assert_eq!(told(absent.failed(&error(404))), (Vec::new(), true));
     let mut known = watch();
     known.take(watcher::Event::Init);

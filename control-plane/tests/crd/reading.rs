@@ -173,7 +173,7 @@ fn a_peer_authentication_is_read_with_its_ports() {
     let event = peer_authentication_event(PolicyApi::Istio, &wrong).unwrap();
     assert!(matches!(
         event,
-        Event::PeerAuthentication(PolicyApi::Istio, _, Some(Read::Malformed { problem, .. })) if problem.starts_with("portLevelMtls")
+        Event::PeerAuthentication(PolicyApi::Istio, _, Some((_, Read::Malformed { problem, .. }))) if problem.starts_with("portLevelMtls")
     ));
     let mut nameless = document(&spec);
     nameless.metadata.name = None;
