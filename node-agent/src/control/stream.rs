@@ -317,13 +317,22 @@ impl Follower {
     /// Puts in force what came, once the first of each type has: what is missing would be taken for gone. And only if policies
     /// and the workloads that name them are of one state: in between, one policy may be gone and the other not there yet.
     fn put_if_whole(&mut self) {
-        if self.heard.iter().all(|heard| *heard) && self.step.is_whole() {
+        if self.is_whole() {
             self.put();
         }
     }
 
+    fn is_whole(&self) -> bool {
+        self.heard.iter().all(|heard| *heard) && self.step.is_whole()
+    }
+
     fn put(&mut self) {
-        let mut update = std::mem::take(&mut self.update);
+        // Something of this node's own may have changed while something of the control plane's is missing: that waits.
+        let mut update = if self.is_whole() {
+            std::mem::take(&mut self.update)
+        } else {
+            Update::default()
+        };
         update.sandboxes = Some(cni::addresses(&self.sandboxes.borrow_and_update()));
         let (received, agent) = (&mut self.received, &self.agent);
         let result = tokio::task::block_in_place(|| {
