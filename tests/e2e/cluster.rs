@@ -14,6 +14,8 @@ use weir_e2e::{
 use weir_lab::{PATIENCE, Pod, Process, Spawn as _, poll};
 use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection};
 
+/// Pods that nobody talks to.
+const MANY: usize = 150;
 /// A change must be in force after this long.
 const IN_FORCE: Duration = Duration::from_secs(1);
 
@@ -393,4 +395,38 @@ fn a_policy_says_what_became_of_it_and_one_that_is_not_understood_denies() {
     assert_eq!(flow.policy.unwrap().policy.as_ref(), "shop/wrong");
     cluster.remove_policy("AuthorizationPolicy", "shop", "wrong");
     wait_answer(&client, &to, "x");
+}
+
+#[test]
+fn a_control_plane_that_starts_again_sends_agents_only_what_changed() {
+    let mut cluster = Cluster::new("resume");
+    for number in 0..MANY {
+        cluster.idle_pod("node1", "shop", &format!("idle{number}"));
+    }
+    let known = |cluster: &Cluster| {
+        poll("the agents to know all pods", PATIENCE, || {
+            for agent in &cluster.agents {
+                let control = agent.status()?.control_plane.unwrap();
+                if !control.connected || control.workloads < MANY {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
+        .unwrap();
+    };
+    known(&cluster);
+    cluster.stop_control();
+    // Long enough for several attempts that find nobody.
+    poll("the agents to try in vain", PATIENCE, || {
+        let failed = "no stream from the control plane";
+        let tries = |agent: &weir_lab::Agent| agent.log().matches(failed).count();
+        Ok(cluster.agents.iter().all(|agent| tries(agent) >= 4).then_some(()))
+    })
+    .unwrap();
+    cluster.start_control();
+    known(&cluster);
+    // All of it would be some 300 bytes for each pod and agent.
+    let sent = cluster.control_metric("weir_ads_push_bytes_total");
+    assert!(sent > 0.0 && sent < 10_000.0, "{sent} bytes");
 }

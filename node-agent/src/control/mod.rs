@@ -58,8 +58,50 @@ pub enum ControlError {
     Ended,
 }
 
+impl ControlError {
+    /// Whether it is what was asked that the control plane does not take: asked again alike, it will not take it again. One that
+    /// is away, or busy, or does not know the agent, is another matter.
+    fn is_about_request(&self) -> bool {
+        use tonic::Code;
+        match self {
+            Self::Status(status) => {
+                matches!(
+                    status.code(),
+                    Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange
+                )
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<tonic::Status> for ControlError {
     fn from(status: tonic::Status) -> Self {
         Self::Status(Box::new(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+
+    #[test]
+    fn only_what_the_control_plane_says_of_the_request_itself_is_about_it() {
+        for status in [Status::invalid_argument(""), Status::resource_exhausted("")] {
+            assert!(ControlError::from(status).is_about_request());
+        }
+        for status in [
+            Status::unavailable(""),
+            Status::unauthenticated(""),
+            Status::aborted(""),
+        ] {
+            assert!(
+                !ControlError::from(status).is_about_request(),
+                "what is known is not given up for that"
+            );
+        }
+        assert!(!ControlError::Timeout.is_about_request());
+        assert!(!ControlError::Ended.is_about_request());
     }
 }

@@ -48,8 +48,6 @@ const QUIET: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Waits between attempts to connect: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
-/// After so many streams that ended without any response the agent asks for everything anew.
-const BARREN: u32 = 3;
 /// A stream that lasted this long was good: the next attempt does not wait.
 const LASTED: Duration = Duration::from_secs(30);
 /// `google.rpc.Code.INVALID_ARGUMENT`.
@@ -74,7 +72,6 @@ pub async fn follow(
         received,
         known: Default::default(),
         doubted: Default::default(),
-        barren: 0,
         heard: [false; ResourceType::ALL.len()],
         step: Step::default(),
         update: Update::default(),
@@ -89,6 +86,9 @@ pub async fn follow(
         } else {
             failures + 1
         };
+        if error.is_about_request() && !follower.heard.contains(&true) {
+            follower.doubt();
+        }
         follower.agent.node.metrics.control_plane_connected.set(0);
         if failures <= 1 {
             tracing::info!(%error, "the stream from the control plane ended; connecting again");
@@ -116,8 +116,6 @@ struct Follower {
     /// Names of what was known when versions were last given up, by type: what a stream's first response does not name of
     /// these is gone.
     doubted: [HashSet<String>; ResourceType::ALL.len()],
-    /// Streams that ended one after the other without a response.
-    barren: u32,
     /// Of which types this stream's first response has come.
     heard: [bool; ResourceType::ALL.len()],
     /// The sandboxes that the container runtime told of.
@@ -142,10 +140,6 @@ impl Follower {
         same_node: &mut watch::Receiver<SameNodeConfig>,
     ) -> Result<Never, ControlError> {
         let (requests, outgoing) = mpsc::channel(REQUESTS);
-        if self.barren >= BARREN {
-            self.doubt();
-        }
-        self.barren += 1;
         self.heard = Default::default();
         self.step = Step::default();
         for (index, kind) in ResourceType::ALL.into_iter().enumerate() {
@@ -228,7 +222,6 @@ impl Follower {
         let mut faults: Vec<String> = Vec::new();
         match ResourceType::from_url(&response.type_url) {
             Some(kind) => {
-                self.barren = 0;
                 if !self.heard[kind as usize] {
                     self.believe(kind, &response);
                 }
@@ -278,7 +271,6 @@ impl Follower {
         for (known, doubted) in self.known.iter_mut().zip(&mut self.doubted) {
             doubted.extend(known.drain().map(|(name, _)| name));
         }
-        self.barren = 0;
     }
 
     /// Takes a first response for all there is of what was doubted.

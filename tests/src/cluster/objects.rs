@@ -109,6 +109,15 @@ impl Cluster {
         Member { pod, uid }
     }
 
+    /// Makes a pod at the API server alone: one that was scheduled and does not run yet.
+    pub fn idle_pod(&self, node: &str, namespace: &str, name: &str) {
+        let object = json!({
+            "metadata": { "name": name, "labels": { "app": name } },
+            "spec": { "nodeName": node, "containers": [{ "name": "app", "image": "app" }] },
+        });
+        self.create::<KubePod>(Some(namespace), object);
+    }
+
     /// Says in a pod's status that it runs, and where.
     fn set_running(&self, pod: &Pod) {
         let addresses: [IpAddr; 2] = [pod.v4().into(), pod.v6().into()];
