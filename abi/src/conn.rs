@@ -254,14 +254,10 @@ pub struct Config {
     pub generation: u32,
     /// The handle that the next pod gets. Kept here, so that it lives as long as the entries that bear handles.
     pub next_handle: u32,
-    /// The kubelet's cgroup id (the inode of its folder), 0 if none is known.
+    /// Id of the cgroup that the kubelet itself is in (the inode of its folder), 0 if none is known.
     pub kubelet_cgroup: u64,
     /// Cookie of the node's own network namespace: the kubelet's probes come from there.
     pub host_netns: u64,
-    /// Depth of the kubelet's cgroup below the root of the tree; the root's is 0.
-    pub kubelet_level: u32,
-    /// Explicit padding.
-    pub pad: u32,
 }
 
 /// The agent's listeners in a pod's namespace. Key of the `LISTENERS` map: `handle << 3 | slot`.
@@ -296,7 +292,7 @@ const _: () = assert!(size_of::<Connecting>() == 152);
 const _: () = assert!(size_of::<Pod>() == 28);
 const _: () = assert!(size_of::<VerdictKey>() == 24);
 const _: () = assert!(size_of::<Verdict>() == 48);
-const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<Config>() == 32);
 const _: () = assert!(size_of::<BackendKey>() == 8);
 const _: () = assert!(size_of::<Backend>() == 32);
 const _: () = assert!(size_of::<ProbePort>() == 8);

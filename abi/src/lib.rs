@@ -23,7 +23,7 @@ pub use event::{Event, EventKind};
 pub use reason::Reason;
 
 /// Version of the layout of pinned maps. Part of the pin path, so that an agent never reads another layout's bytes.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// The port on which workloads accept HBONE.
 pub const HBONE_PORT: u16 = 15008;

@@ -32,12 +32,12 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 ///
 /// # Errors
 /// As bind(2).
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+pub async fn bind(address: SocketAddr) -> io::Result<Arc<TcpListener>> {
+    TcpListener::bind(address).await.map(Arc::new)
 }
 
 /// Serves clients, for ever.
-pub async fn serve(listener: TcpListener, admin: Arc<dyn Admin>) {
+pub async fn serve(listener: Arc<TcpListener>, admin: Arc<dyn Admin>) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else {

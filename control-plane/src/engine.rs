@@ -100,12 +100,14 @@ impl Engine {
             for seen in seen {
                 match seen {
                     Seen::Pod(meta) => present.set_pod(&meta),
+                    Seen::Node(name, node) => present.set_node(name, node),
                     Seen::Policy(kind, api, object) => present.set_policy(kind, api, &object),
                 }
             }
             for event in &events {
                 match event {
                     Event::Pod(name, None) => present.remove_pod(name),
+                    Event::Node(name, None) => present.remove_node(name),
                     Event::AuthorizationPolicy(api, name, None) => {
                         present.remove_policy(PolicyKind::Authorization, *api, name);
                     }

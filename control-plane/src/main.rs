@@ -69,6 +69,10 @@ struct Arguments {
     /// Policies of Istio's security.istio.io count too.
     #[arg(long)]
     istio_policies: bool,
+    /// Nodes that are not ready get the taint weir.dev/agent-not-ready, which goes when their agent is ready. For clusters with
+    /// an agent on every node; elsewhere have the kubelet register its node with the taint.
+    #[arg(long)]
+    taint_starting_nodes: bool,
     /// This replica's name, in the events that it writes.
     #[arg(long, value_name = "NAME", default_value = "weir-control", env = "POD_NAME")]
     instance: String,
@@ -117,6 +121,7 @@ impl From<Arguments> for Options {
                 Authority::Given => Source::Given,
             },
             istio_policies: arguments.istio_policies,
+            taint_starting_nodes: arguments.taint_starting_nodes,
             instance: arguments.instance,
             trust_domain: arguments.trust_domain,
         }

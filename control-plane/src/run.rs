@@ -68,6 +68,8 @@ pub struct Options {
     pub source: Source,
     /// Whether Istio's policies count.
     pub istio_policies: bool,
+    /// Whether nodes that are not ready get the taint that keeps pods off until their agent is ready.
+    pub taint_starting_nodes: bool,
     /// This replica's name, for events.
     pub instance: String,
 }
@@ -197,6 +199,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         engine.clone(),
         reports.clone(),
         root_namespace,
+        options.taint_starting_nodes,
     ));
     let overview = Arc::new(Overview {
         registry,
@@ -236,7 +239,13 @@ async fn serve(options: Options) -> anyhow::Result<()> {
 }
 
 /// Writes to the cluster what it should say, whenever that may be something else than before.
-async fn write_status(writer: Writer, engine: Arc<Engine>, reports: Arc<Reports>, root_namespace: String) {
+async fn write_status(
+    writer: Writer,
+    engine: Arc<Engine>,
+    reports: Arc<Reports>,
+    root_namespace: String,
+    taint_starting: bool,
+) {
     let changed = Arc::new(Notify::new());
     let (mut revisions, mut said) = (engine.revisions(), reports.changes());
     let mut synced = engine.synced();
@@ -247,7 +256,13 @@ async fn write_status(writer: Writer, engine: Arc<Engine>, reports: Arc<Reports>
     changed.notify_one();
     let plans = move || {
         let present = engine.present();
-        let desired = desired(&engine.compiler(), &reports.all(), &present, &root_namespace);
+        let desired = desired(
+            &engine.compiler(),
+            &reports.all(),
+            &present,
+            &root_namespace,
+            taint_starting,
+        );
         plan(&desired, &present, Timestamp::now())
     };
     let watch = async {

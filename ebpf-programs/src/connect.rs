@@ -4,8 +4,8 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::generated::{bpf_get_current_comm, bpf_ktime_get_coarse_ns},
     helpers::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
-        bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32,
+        bpf_get_socket_cookie, bpf_set_retval,
     },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
@@ -181,9 +181,8 @@ fn host(ctx: &SockAddrContext, netns: u64, dst: Endpoint) -> i32 {
     if config.kubelet_cgroup == 0 || netns != config.host_netns {
         return PASS;
     }
-    // SAFETY: the helper has no preconditions (kernel 5.7 in this hook).
-    let cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(config.kubelet_level as i32) };
-    if cgroup != config.kubelet_cgroup {
+    // SAFETY: the helper has no preconditions (kernel 5.6 in this hook).
+    if unsafe { bpf_get_current_cgroup_id() } != config.kubelet_cgroup {
         return PASS;
     }
     // SAFETY: the context's socket is valid during the call.

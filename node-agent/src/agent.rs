@@ -26,25 +26,25 @@ use weir_types::{TrafficDirection, api::ConfigStatus};
 
 use crate::{
     api, cni,
-    config::{ConfigFile, SameNodeConfig},
+    config::{self, ConfigFile, SameNodeConfig},
     control::{self, ControlPlane, RemoteIssuer, State},
-    datapath::{Datapath, events, preflight, sock_diag},
+    datapath::{Datapath, Pins, events, sock_diag},
     enrol::Enrolment,
     flows::FlowLog,
+    kubelet,
     mesh::{Change, Mesh},
     metrics::{Metrics, direction},
     netns::NetNs,
     node::Node,
     observe, reload, revalidate,
     serve::Serve,
+    takeover,
 };
 
 /// The agent renews the lease of its decisions this many times in the lease.
 const HEARTBEATS: u32 = 5;
 /// How often entries of connections are looked for that nobody else removes.
 const SWEEP: Duration = Duration::from_secs(60);
-/// How often the kubelet's cgroup is looked for.
-const KUBELET_INTERVAL: Duration = Duration::from_secs(1);
 /// How often events that the kernel lost are counted.
 const LOST_INTERVAL: Duration = Duration::from_secs(1);
 /// How long open connections may take to end when the agent stops.
@@ -74,12 +74,21 @@ pub struct Agent {
 /// # Errors
 /// When it cannot start.
 pub async fn run(
-    file: PathBuf,
+    source: config::Source,
     config: ConfigFile,
     ca: Option<CertificateAuthority>,
     seen: reload::Seen,
     cgroup: PathBuf,
+    standby: bool,
 ) -> anyhow::Result<()> {
+    let port = weir_admin::bind(config.metrics.address)
+        .await
+        .with_context(|| format!("the metrics port {} cannot be opened", config.metrics.address))?;
+    let pins = if standby {
+        takeover::stand_by(&config.pin_dir, &port).await?
+    } else {
+        Pins::claim_soon(&config.pin_dir)?
+    };
     let socket = api::bind(&config.api.socket)
         .with_context(|| format!("the API socket {} cannot be opened", config.api.socket.display()))?;
     let cni = config.cni.as_ref().map(|own| own.value.clone());
@@ -90,9 +99,14 @@ pub async fn run(
         ),
         None => None,
     };
-    let port = weir_admin::bind(config.metrics.address)
-        .await
-        .with_context(|| format!("the metrics port {} cannot be opened", config.metrics.address))?;
+    let api_port = match config.api.address {
+        Some(address) => Some(
+            tokio::net::TcpListener::bind(address)
+                .await
+                .with_context(|| format!("the API port {address} cannot be opened"))?,
+        ),
+        None => None,
+    };
     let settings = Settings {
         trust_domain_aliases: config.trust_domain_aliases.clone(),
         lifetime: config.certificates.lifetime.value.0,
@@ -108,12 +122,11 @@ pub async fn run(
         (None, None) => anyhow::bail!("there is nobody to sign certificates"),
     };
     let certificates = CertificateStore::new(issuer, settings);
-    let (datapath, ring) = Datapath::load(&config.pin_dir, &cgroup, config.verdict_lease.value.0)?;
+    let (datapath, ring) = Datapath::load(pins, &cgroup, config.verdict_lease.value.0)?;
     let home =
         NetNs::open("/proc/thread-self/ns/net".as_ref()).context("the agent's own network namespace")?;
-    let kubelet = config.kubelet_cgroup.as_ref();
-    let kubelet = kubelet.and_then(|folder| preflight::cgroup_id(&folder.value).ok());
-    datapath.set_kubelet(kubelet, home.cookie())?;
+    // Until it is found: what an earlier agent knew of it may not be true any more.
+    datapath.set_kubelet(None, home.cookie())?;
     let no_destroy = sock_diag::check(&home).err().map(|error| error.to_string());
     if let Some(problem) = &no_destroy {
         tracing::warn!(
@@ -144,7 +157,7 @@ pub async fn run(
         started: Timestamp::now(),
         ready: AtomicBool::new(false),
         config: Mutex::new(ConfigStatus {
-            file: file.display().to_string(),
+            file: source.file.display().to_string(),
             applied: Timestamp::now(),
             generation: 0,
             rejected: None,
@@ -159,26 +172,27 @@ pub async fn run(
         agent.apply(&config)?;
         agent.start();
     }
+    // All that may not go on once another agent has taken over.
+    let mut tasks = JoinSet::new();
     // Once the pods are known: events that waited are then told with their names.
-    tokio::spawn(record_events(agent.clone(), ring));
-    tokio::spawn(heartbeat(
+    tasks.spawn(record_events(agent.clone(), ring));
+    tasks.spawn(heartbeat(
         agent.clone(),
         config.verdict_lease.value.0 / HEARTBEATS,
     ));
-    tokio::spawn(look_after_kernel(agent.clone()));
-    if let Some(folder) = &config.kubelet_cgroup {
-        tokio::spawn(look_for_kubelet(
-            agent.clone(),
-            folder.value.clone(),
-            home.cookie(),
-        ));
+    tasks.spawn(look_after_kernel(agent.clone()));
+    if let Some(place) = &config.kubelet_cgroup {
+        tasks.spawn(kubelet::look_for(agent.clone(), place.clone(), home.cookie()));
     }
-    tokio::spawn(api::serve(socket, agent.clone()));
+    tasks.spawn(api::serve(socket, agent.clone()));
+    if let Some(port) = api_port {
+        tasks.spawn(api::serve(port, agent.clone()));
+    }
     tokio::spawn(weir_admin::serve(port, agent.clone()));
     if let (Some(cni), Some(socket)) = (cni.clone(), cni_socket) {
-        tokio::spawn(cni::server::serve(socket, agent.clone()));
-        tokio::spawn(cni::state::keep(agent.clone(), cni.state_file.clone()));
-        tokio::spawn(cni::install::keep(agent.clone(), cni));
+        tasks.spawn(cni::server::serve(socket, agent.clone()));
+        tasks.spawn(cni::state::keep(agent.clone(), cni.state_file.clone()));
+        tasks.spawn(cni::install::keep(agent.clone(), cni));
     }
     let mut following = JoinSet::new();
     if let (Some(control_plane), Some(state)) = (control_plane, &agent.control) {
@@ -193,8 +207,8 @@ pub async fn run(
             same_node,
         ));
     }
-    let socket_path = config.api.socket.clone();
-    tokio::spawn(reload::watch(agent.clone(), file, config, seen));
+    let (socket_path, pins) = (config.api.socket.clone(), config.pin_dir.clone());
+    tasks.spawn(reload::watch(agent.clone(), source, config, seen));
     tokio::select! {
         signal = stop_signal() => signal?,
         // Neither ends by itself. Without them the agent would go stale in silence.
@@ -204,8 +218,17 @@ pub async fn run(
         // A pod that starts from now on waits for the next agent, instead of being enrolled by one that stops.
         let _ = std::fs::remove_file(&cni.socket);
     }
+    if standby {
+        following.shutdown().await;
+        tasks.shutdown().await;
+        let _ = std::fs::remove_file(&socket_path);
+        agent.node.datapath.give_up();
+        takeover::handed_over(&pins, &socket_path).await;
+    }
     agent.drain().await;
-    let _ = std::fs::remove_file(socket_path);
+    if !standby {
+        let _ = std::fs::remove_file(socket_path);
+    }
     Ok(())
 }
 
@@ -259,33 +282,6 @@ async fn look_after_kernel(agent: Arc<Agent>) {
             let node = &agent.node;
             tokio::task::block_in_place(|| node.datapath.sweep(|pod| node.pod_by_handle(pod).is_some()));
         }
-    }
-}
-
-/// Tells the kernel how to know the kubelet. Again and again: a service manager makes another cgroup of the same name when
-/// it restarts the kubelet.
-async fn look_for_kubelet(agent: Arc<Agent>, folder: PathBuf, host_netns: u64) {
-    const PART: &str = "kubelet's cgroup";
-    let mut ticks = tokio::time::interval(KUBELET_INTERVAL);
-    let mut known = None;
-    loop {
-        ticks.tick().await;
-        let found = preflight::cgroup_id(&folder);
-        let told = match &found {
-            Ok(id) if known == Some(*id) => Ok(()),
-            Ok(id) => agent.node.datapath.set_kubelet(Some(*id), host_netns),
-            Err(_) if known.is_none() => Ok(()),
-            Err(_) => agent.node.datapath.set_kubelet(None, host_netns),
-        };
-        if let Err(error) = told {
-            tracing::error!(%error, "the kernel cannot be told of the kubelet's cgroup");
-            continue;
-        }
-        let problem = found.as_ref().err();
-        let problem =
-            problem.map(|error| format!("{}: {error}; probes of STRICT pods fail", folder.display()));
-        agent.fault(PART, problem);
-        known = found.ok();
     }
 }
 

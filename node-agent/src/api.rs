@@ -1,4 +1,4 @@
-//! The local API: JSON lines over a Unix socket that only root can open.
+//! The local API: JSON lines over a Unix socket that only root can open, or a port on loopback.
 
 use std::{
     io,
@@ -9,8 +9,11 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter},
-    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    io::{
+        AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+        BufWriter,
+    },
+    net::{TcpListener, UnixListener, tcp, unix},
     sync::Semaphore,
     time::timeout,
 };
@@ -26,8 +29,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Records sent before the ring is looked at again: bounds what one reader holds.
 const PAGE: usize = 1024;
-
-type Output = BufWriter<OwnedWriteHalf>;
 
 /// Opens the socket: mode 0600 from its first moment, in place of one that a dead agent left.
 ///
@@ -54,19 +55,49 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Where clients come from: the socket, or a port. Whoever reaches the port may ask: it is for the loopback of a network
+/// namespace that the agent has for itself.
+pub trait Accept: Sync {
+    /// What a client says.
+    type Read: AsyncRead + Unpin + Send + 'static;
+    /// What it is told.
+    type Write: AsyncWrite + Unpin + Send + 'static;
+
+    /// The next client.
+    fn client(&self) -> impl Future<Output = io::Result<(Self::Read, Self::Write)>> + Send;
+}
+
+impl Accept for UnixListener {
+    type Read = unix::OwnedReadHalf;
+    type Write = unix::OwnedWriteHalf;
+
+    async fn client(&self) -> io::Result<(Self::Read, Self::Write)> {
+        Ok(self.accept().await?.0.into_split())
+    }
+}
+
+impl Accept for TcpListener {
+    type Read = tcp::OwnedReadHalf;
+    type Write = tcp::OwnedWriteHalf;
+
+    async fn client(&self) -> io::Result<(Self::Read, Self::Write)> {
+        Ok(self.accept().await?.0.into_split())
+    }
+}
+
 /// Serves clients, for ever.
-pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
+pub async fn serve(listener: impl Accept, agent: Arc<Agent>) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let Ok(permit) = clients.clone().acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match listener.client().await {
+            Ok((read, write)) => {
                 let agent = agent.clone();
                 tokio::spawn(async move {
                     // An error here: the client went away.
-                    let _ = answer(stream, &agent).await;
+                    let _ = answer(read, write, &agent).await;
                     drop(permit);
                 });
             }
@@ -78,8 +109,11 @@ pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
     }
 }
 
-async fn answer(stream: UnixStream, agent: &Agent) -> io::Result<()> {
-    let (read, write) = stream.into_split();
+async fn answer(
+    read: impl AsyncRead + Unpin,
+    write: impl AsyncWrite + Unpin,
+    agent: &Agent,
+) -> io::Result<()> {
     let mut out = BufWriter::new(write);
     let mut read = BufReader::new(read);
     let mut line = Vec::new();
@@ -116,7 +150,11 @@ async fn answer(stream: UnixStream, agent: &Agent) -> io::Result<()> {
     flush(&mut out).await
 }
 
-async fn flows(out: &mut Output, agent: &Agent, request: &FlowsRequest) -> io::Result<()> {
+async fn flows(
+    out: &mut BufWriter<impl AsyncWrite + Unpin>,
+    agent: &Agent,
+    request: &FlowsRequest,
+) -> io::Result<()> {
     let log = &agent.node.flows;
     let mut newest = log.watch();
     let mut page = log.page(log.oldest(), request);
@@ -143,17 +181,17 @@ async fn flows(out: &mut Output, agent: &Agent, request: &FlowsRequest) -> io::R
     }
 }
 
-async fn refuse(out: &mut Output, problem: &str) -> io::Result<()> {
+async fn refuse(out: &mut BufWriter<impl AsyncWrite + Unpin>, problem: &str) -> io::Result<()> {
     send(out, &Response::Error(problem.to_owned())).await?;
     flush(out).await
 }
 
-async fn send(out: &mut Output, response: &Response) -> io::Result<()> {
+async fn send(out: &mut BufWriter<impl AsyncWrite + Unpin>, response: &Response) -> io::Result<()> {
     let mut line = serde_json::to_vec(response)?;
     line.push(b'\n');
     timeout(WRITE_TIMEOUT, out.write_all(&line)).await?
 }
 
-async fn flush(out: &mut Output) -> io::Result<()> {
+async fn flush(out: &mut BufWriter<impl AsyncWrite + Unpin>) -> io::Result<()> {
     timeout(WRITE_TIMEOUT, out.flush()).await?
 }

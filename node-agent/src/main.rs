@@ -41,6 +41,15 @@ struct Arguments {
     /// Detach the kernel programs, remove the pinned maps and take the CNI plugin out that an agent with this configuration left, then exit.
     #[arg(long, conflicts_with = "check")]
     detach: bool,
+    /// The node's name, in place of the file's: for a file that all nodes share.
+    #[arg(long, value_name = "NAME", env = "WEIR_NODE")]
+    node: Option<String>,
+    /// Folder of the cgroup v2 tree whose processes are seen, in place of the file's.
+    #[arg(long, value_name = "PATH", env = "WEIR_CGROUP")]
+    cgroup: Option<PathBuf>,
+    /// If another agent is at work on this node, wait until it stops, and take over from it without a gap.
+    #[arg(long, conflicts_with_all = ["check", "detach"])]
+    standby: bool,
     #[command(flatten)]
     log: LogOptions,
 }
@@ -56,9 +65,18 @@ fn main() -> ExitCode {
         return ExitCode::from(EXIT_CONFIG);
     }
     // Required unless the schema was asked for.
-    let file = arguments.config.clone().unwrap_or_default();
-    let mut seen = reload::Seen::file(&file);
-    let config = match config::load(&file) {
+    let source = config::Source {
+        file: arguments.config.clone().unwrap_or_default(),
+        // An empty variable says nothing.
+        node: arguments.node.clone().filter(|node| !node.is_empty()),
+        cgroup: arguments
+            .cgroup
+            .clone()
+            .filter(|path| !path.as_os_str().is_empty()),
+    };
+    let file = &source.file;
+    let mut seen = reload::Seen::file(file);
+    let config = match source.load() {
         Ok(config) => config,
         Err(error) => {
             eprintln!("weir-agent: {error}");
@@ -113,7 +131,7 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    report(run(file, config, ca, seen, cgroup))
+    report(run(source, config, ca, seen, cgroup, arguments.standby))
 }
 
 fn report(result: anyhow::Result<()>) -> ExitCode {
@@ -127,11 +145,12 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
 }
 
 fn run(
-    file: PathBuf,
+    source: config::Source,
     config: config::ConfigFile,
     ca: Option<CertificateAuthority>,
     seen: reload::Seen,
     cgroup: PathBuf,
+    standby: bool,
 ) -> anyhow::Result<()> {
     raise_descriptor_limit()?;
     let threads = config
@@ -141,7 +160,7 @@ fn run(
         .worker_threads(threads)
         .enable_all()
         .build()?;
-    runtime.block_on(agent::run(file, config, ca, seen, cgroup))?;
+    runtime.block_on(agent::run(source, config, ca, seen, cgroup, standby))?;
     runtime.shutdown_background();
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Network namespaces: finding those of pods, and entering one for the time of a few socket calls.
 
-mod processes;
+pub(crate) mod processes;
 
 use std::{
     fmt,

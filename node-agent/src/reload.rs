@@ -78,15 +78,15 @@ impl Stamps {
 }
 
 /// Watches the configuration file and the CA's files, for ever.
-pub async fn watch(agent: Arc<Agent>, file: PathBuf, mut applied: ConfigFile, mut seen: Seen) {
-    let configuration = [file.clone()];
+pub async fn watch(agent: Arc<Agent>, source: config::Source, mut applied: ConfigFile, mut seen: Seen) {
+    let configuration = [source.file.clone()];
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
         ticks.tick().await;
         let now = Stamps::of(&configuration);
         if now != seen.file {
             seen.file = now;
-            tokio::task::block_in_place(|| reload(&agent, &file, &mut applied));
+            tokio::task::block_in_place(|| reload(&agent, &source, &mut applied));
         }
         if let Some(ca) = &applied.ca {
             let now = Stamps::of(&ca_files(&ca.value));
@@ -107,8 +107,10 @@ pub async fn watch(agent: Arc<Agent>, file: PathBuf, mut applied: ConfigFile, mu
     }
 }
 
-fn reload(agent: &Agent, file: &Path, applied: &mut ConfigFile) {
-    let result = config::load(file)
+fn reload(agent: &Agent, source: &config::Source, applied: &mut ConfigFile) {
+    let file = &source.file;
+    let result = source
+        .load()
         .map_err(|error| error.to_string())
         .and_then(|config| {
             if let Some(field) = fixed_field(applied, &config) {
@@ -217,10 +219,7 @@ fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
         ("flows", old.flows.value != new.flows.value),
         ("workerThreads", old.worker_threads != new.worker_threads),
         ("verdictLease", old.verdict_lease.value != new.verdict_lease.value),
-        (
-            "kubeletCgroup",
-            old.kubelet_cgroup.as_ref().map(|c| &c.value) != new.kubelet_cgroup.as_ref().map(|c| &c.value),
-        ),
+        ("kubeletCgroup", old.kubelet_cgroup != new.kubelet_cgroup),
     ];
     fields
         .into_iter()

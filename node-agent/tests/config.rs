@@ -31,7 +31,7 @@ fn a_wrong_file_is_told_where_and_what_was_expected() {
     // replaced, by, line, field, in the message
     let table = [
         ("node: n1\n", "node: 7: 8\n", 1, "", ""),
-        ("node: n1\n", "", 1, "node", "missing"),
+        ("node: n1\n", "", 0, "node", "the node's name, here or by --node"),
         ("node: n1\n", "nodes: n1\n", 1, "nodes", "unknown field"),
         (
             "trustDomain: cluster.local",
@@ -127,10 +127,17 @@ fn a_wrong_file_is_told_where_and_what_was_expected() {
         ),
         (
             "ca: { dir: /ca }",
+            "ca: { dir: /ca }\napi: { address: \"0.0.0.0:1\" }",
+            0,
+            "api.address",
+            "expected an address on loopback",
+        ),
+        (
+            "ca: { dir: /ca }",
             "ca: { dir: /ca }\nkubeletCgroup: kubelet",
             4,
             "kubeletCgroup",
-            "an absolute path",
+            "expected 'auto' or an absolute path",
         ),
         (
             "uid: w1, namespace: a, serviceAccount: x, netns",

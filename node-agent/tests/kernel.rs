@@ -10,7 +10,7 @@ use std::{
 
 use weir_abi::{FlowKey, Pod};
 use weir_agent::{
-    datapath::{Datapath, PodHandle, preflight},
+    datapath::{Datapath, Pins, PodHandle, preflight},
     netns::NetNs,
 };
 
@@ -43,7 +43,7 @@ impl Place {
 
     fn load(&self) -> Datapath {
         Datapath::load(
-            &self.mount.path().join("pins"),
+            Pins::claim_soon(&self.mount.path().join("pins")).unwrap(),
             &self.cgroup,
             Duration::from_secs(60),
         )

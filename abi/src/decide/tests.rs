@@ -14,8 +14,6 @@ const CONFIG: Config = Config {
     next_handle: 0,
     kubelet_cgroup: 0,
     host_netns: 0,
-    kubelet_level: 0,
-    pad: 0,
 };
 
 /// What is cached for a destination of which nothing is known.

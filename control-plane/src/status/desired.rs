@@ -32,8 +32,12 @@ pub fn desired(
     reports: &HashMap<Arc<str>, NodeState>,
     present: &Present,
     root_namespace: &str,
+    taint_starting: bool,
 ) -> Desired {
-    let mut desired = Desired::default();
+    let mut desired = Desired {
+        nodes: nodes(reports, present, taint_starting),
+        ..Desired::default()
+    };
     let mut enrolled = Enrolled::new();
     for name in compiler.pods() {
         let Some(view) = compiler.pod_view(name) else {
@@ -76,6 +80,24 @@ pub fn desired(
     }
     desired.notices.sort();
     desired
+}
+
+/// Which nodes bear the taint. It comes, if it is to come at all, while a node is not ready, and goes when it is, and its agent
+/// too: since both hang on the node's own condition, replicas that hear of different agents do not undo each other's work.
+fn nodes(
+    reports: &HashMap<Arc<str>, NodeState>,
+    present: &Present,
+    taint_starting: bool,
+) -> BTreeMap<Arc<str>, bool> {
+    let tainted = present.nodes.iter().filter_map(|(name, node)| {
+        let has_agent = reports.get(name).is_some_and(|report| report.ready);
+        match node.ready {
+            true if has_agent => Some((name.clone(), false)),
+            false if taint_starting => Some((name.clone(), true)),
+            _ => None,
+        }
+    });
+    tainted.collect()
 }
 
 fn pod(view: &PodView<'_>, reports: &HashMap<Arc<str>, NodeState>) -> PodState {

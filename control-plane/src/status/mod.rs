@@ -20,7 +20,7 @@ use crate::{cluster::ObjectName, compile::PolicyKey};
 pub use desired::desired;
 pub use notice::{Notice, Regarding};
 pub use plan::{PolicyWrite, Write, plan};
-pub use present::Present;
+pub use present::{Present, PresentNode};
 pub use writer::Writer;
 
 /// Who writes (`fieldManager`).
@@ -29,6 +29,8 @@ pub const MANAGER: &str = "weir-control";
 pub use crate::cluster::parse::ENROLLED;
 /// The annotation of pods that are meant to be in the mesh and are not: why.
 pub const NOT_ENROLLED: &str = "weir.dev/not-enrolled";
+/// The taint that keeps pods off a node until its agent is ready.
+pub const NODE_TAINT: &str = "weir.dev/agent-not-ready";
 /// What [`ENROLLED`] says.
 pub const TRUE: &str = "true";
 
@@ -39,6 +41,8 @@ pub struct Desired {
     pub policies: BTreeMap<PolicyKey, PolicyState>,
     /// Of pods.
     pub pods: BTreeMap<ObjectName, PodState>,
+    /// Nodes, and whether they bear [`NODE_TAINT`].
+    pub nodes: BTreeMap<Arc<str>, bool>,
     /// What is to be told, once each.
     pub notices: Vec<Notice>,
 }

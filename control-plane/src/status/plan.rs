@@ -33,6 +33,13 @@ pub enum Write {
         /// What they become; `None` removes one.
         annotations: BTreeMap<&'static str, Option<String>>,
     },
+    /// Whether a node bears [`super::NODE_TAINT`].
+    Node {
+        /// Its name.
+        name: Arc<str>,
+        /// Whether it does.
+        tainted: bool,
+    },
     /// An event.
     Notice(Notice),
 }
@@ -55,10 +62,12 @@ pub struct PolicyWrite {
 pub(super) enum Target {
     Policy(PolicyKey),
     Pod(Arc<str>),
+    Node(Arc<str>),
     Notice(Notice),
 }
 
-/// What is to be written now. What stands there already is not; conditions come before annotations, and events last.
+/// What is to be written now. What stands there already is not; nodes that wait for pods come first, conditions before
+/// annotations, and events last.
 #[must_use]
 pub fn plan(desired: &Desired, present: &Present, now: Timestamp) -> Vec<Write> {
     let policies = desired.policies.iter().filter_map(|(key, state)| {
@@ -79,8 +88,15 @@ pub fn plan(desired: &Desired, present: &Present, now: Timestamp) -> Vec<Write> 
             annotations,
         })
     });
+    let nodes = desired.nodes.iter().filter_map(|(name, tainted)| {
+        let there = present.nodes.get(name)?;
+        (there.tainted != *tainted).then(|| Write::Node {
+            name: name.clone(),
+            tainted: *tainted,
+        })
+    });
     let notices = desired.notices.iter().cloned().map(Write::Notice);
-    policies.chain(pods).chain(notices).collect()
+    nodes.chain(policies).chain(pods).chain(notices).collect()
 }
 
 /// The status that a policy should have; `None` if it has it.
@@ -149,6 +165,7 @@ impl Write {
         match self {
             Self::Policy(write) => Target::Policy(write.key.clone()),
             Self::Pod { uid, .. } => Target::Pod(uid.clone()),
+            Self::Node { name, .. } => Target::Node(name.clone()),
             Self::Notice(notice) => Target::Notice(notice.clone()),
         }
     }

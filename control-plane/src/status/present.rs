@@ -1,13 +1,17 @@
 //! What stands in the cluster already, as it is watched.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
+use k8s_openapi::api::core::v1::Node;
 use kube::{api::DynamicObject, core::ObjectMeta};
 use serde::Deserialize as _;
 use serde_json::Value;
 use weir_policy::Selector;
 
-use super::{ENROLLED, NOT_ENROLLED};
+use super::{ENROLLED, NODE_TAINT, NOT_ENROLLED};
 use crate::{
     cluster::{ObjectName, PolicyApi, parse::name_of},
     compile::{PolicyKey, PolicyKind},
@@ -20,6 +24,7 @@ pub struct Present {
     pub(super) policies: HashMap<PolicyKey, PresentPolicy>,
     /// Those that have an annotation of ours.
     pub(super) pods: HashMap<ObjectName, PresentPod>,
+    pub(super) nodes: BTreeMap<Arc<str>, PresentNode>,
 }
 
 /// What of a policy matters to its status.
@@ -34,6 +39,15 @@ pub(super) struct PresentPolicy {
     pub(super) status: PolicyStatus,
 }
 
+/// What of a node matters to whether pods are kept off it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PresentNode {
+    /// Whether it bears [`NODE_TAINT`].
+    pub tainted: bool,
+    /// Whether it is ready, by its own word.
+    pub ready: bool,
+}
+
 /// A pod's annotations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct PresentPod {
@@ -42,7 +56,31 @@ pub(super) struct PresentPod {
     pub(super) not_enrolled: Option<String>,
 }
 
+impl PresentNode {
+    /// What a node says.
+    #[must_use]
+    pub fn of(node: &Node) -> Self {
+        let taints = node.spec.iter().filter_map(|spec| spec.taints.as_ref()).flatten();
+        let status = node.status.iter();
+        let mut conditions = status.filter_map(|status| status.conditions.as_ref()).flatten();
+        Self {
+            tainted: taints.into_iter().any(|taint| taint.key == NODE_TAINT),
+            ready: conditions.any(|one| one.type_ == "Ready" && one.status == "True"),
+        }
+    }
+}
+
 impl Present {
+    /// Takes in a node that is there now.
+    pub fn set_node(&mut self, name: Arc<str>, node: PresentNode) {
+        self.nodes.insert(name, node);
+    }
+
+    /// Forgets a node.
+    pub fn remove_node(&mut self, name: &Arc<str>) {
+        self.nodes.remove(name);
+    }
+
     /// Takes in a policy that is there now. To be called before the compiler is told.
     pub fn set_policy(&mut self, kind: PolicyKind, api: PolicyApi, object: &DynamicObject) {
         let Some(name) = name_of(&object.metadata) else {

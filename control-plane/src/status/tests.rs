@@ -81,7 +81,7 @@ impl World {
     }
 
     fn plan(&self) -> Vec<Write> {
-        let desired = desired(&self.compiler, &self.reports, &self.present, "weir-system");
+        let desired = desired(&self.compiler, &self.reports, &self.present, "weir-system", true);
         plan(&desired, &self.present, Timestamp::UNIX_EPOCH)
     }
 
@@ -372,4 +372,37 @@ fn an_event_is_told_once_for_as_long_as_it_is_so() {
     assert_eq!(ledger.due(vec![told("a")], day).1, None);
     ledger.tried(told("b").target(), Attempt::Failed, start, 1.0);
     assert_eq!(ledger.due(vec![told("a"), told("b")], day).0, [told("b")]);
+}
+
+#[test]
+fn a_node_is_tainted_while_it_starts_and_freed_when_it_and_its_agent_are_ready() {
+    let mut world = World::new();
+    let state = |tainted, ready| PresentNode { tainted, ready };
+    let mut planned = |node, agent: bool| {
+        world.present.set_node("n1".into(), node);
+        world.reports.clear();
+        if agent {
+            world.report("n1", &[]);
+        }
+        let writes = world.plan().into_iter().filter_map(|write| match write {
+            Write::Node { tainted, .. } => Some(tainted),
+            _ => None,
+        });
+        writes.collect::<Vec<_>>()
+    };
+    let none: [bool; 0] = [];
+    assert_eq!(planned(state(false, false), false), [true]);
+    assert_eq!(planned(state(true, false), false), none);
+    assert_eq!(
+        planned(state(true, true), false),
+        none,
+        "its agent is not there yet"
+    );
+    assert_eq!(planned(state(true, true), true), [false]);
+    assert_eq!(
+        planned(state(false, true), false),
+        none,
+        "the agent may speak to another replica"
+    );
+    assert_eq!(planned(state(false, true), true), none);
 }

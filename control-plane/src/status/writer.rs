@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
+use k8s_openapi::api::{
+    core::v1::{Node, Pod, Taint},
+    events::v1::Event,
+};
 use kube::{
     Api, Client, CustomResourceExt as _,
     api::{DynamicObject, Patch, PatchParams, PostParams},
@@ -15,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    MANAGER, Notice, Pace, PolicyWrite, Write,
+    MANAGER, NODE_TAINT, Notice, Pace, PolicyWrite, Write,
     ledger::{Attempt, Ledger},
 };
 use crate::{cluster::ObjectName, compile::PolicyKind, crd};
@@ -87,6 +90,7 @@ impl Writer {
                     uid,
                     annotations,
                 } => self.pod(name, uid, annotations).await,
+                Write::Node { name, tainted } => self.node(name, *tainted).await,
                 Write::Notice(notice) => self.notice(notice).await,
             }
         };
@@ -144,6 +148,32 @@ impl Writer {
         api.patch(&name.name, &params, &Patch::Merge(patch))
             .await
             .map(drop)
+    }
+
+    /// Taints have no owner each: the list as it is now is written back, for this version of the node only.
+    async fn node(&self, name: &str, tainted: bool) -> kube::Result<()> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let node = api.get(name).await?;
+        let mut taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+        let before = taints.len();
+        taints.retain(|taint| taint.key != NODE_TAINT);
+        if tainted {
+            taints.push(Taint {
+                key: NODE_TAINT.to_owned(),
+                effect: "NoSchedule".to_owned(),
+                ..Taint::default()
+            });
+        }
+        if taints.len() == before {
+            return Ok(());
+        }
+        let version = node.metadata.resource_version;
+        let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        api.patch(name, &params, &Patch::Merge(patch)).await.map(drop)
     }
 
     async fn notice(&self, notice: &Notice) -> kube::Result<()> {

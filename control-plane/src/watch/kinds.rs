@@ -16,7 +16,7 @@ use crate::{
     cluster::{EndpointSlice, Event, Namespace, Node, Pod, PolicyApi, Service, parse::name_of},
     compile::PolicyKind,
     crd,
-    status::{ENROLLED, NOT_ENROLLED},
+    status::{ENROLLED, NOT_ENROLLED, PresentNode},
 };
 
 /// Istio's policies, as every Istio since 1.22 serves them.
@@ -86,7 +86,12 @@ pub fn start(
         kind: add("Node"),
         name: |node: &core::Node| cluster_name(node.metadata.name.as_deref()),
         there: Box::new(|node, name| Some(Event::Node(name, Some(Node::parse(node))))),
-        see: |_| None,
+        see: |node| {
+            Some(Seen::Node(
+                cluster_name(node.metadata.name.as_deref())?,
+                PresentNode::of(node),
+            ))
+        },
         may_be_absent: false,
         gone: Box::new(|name| Event::Node(name, None)),
     };

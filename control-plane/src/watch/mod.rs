@@ -5,7 +5,7 @@
 
 mod kinds;
 
-use std::{collections::HashSet, fmt::Debug, hash::Hash, time::Duration};
+use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _};
 use kube::{
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::{
     cluster::{Event, PolicyApi},
     compile::PolicyKind,
+    status::PresentNode,
 };
 
 pub use kinds::start;
@@ -56,6 +57,8 @@ pub struct Batch {
 pub enum Seen {
     /// A pod: its name, UID and annotations.
     Pod(Box<ObjectMeta>),
+    /// A node.
+    Node(Arc<str>, PresentNode),
     /// A policy.
     Policy(PolicyKind, PolicyApi, Box<DynamicObject>),
 }

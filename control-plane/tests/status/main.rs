@@ -9,4 +9,5 @@
 mod annotations;
 mod conditions;
 mod events;
+mod nodes;
 mod replica;

@@ -25,7 +25,7 @@ use weir_control::{
     compile::{Compiler, PolicyKind, Settings},
     crd::{AuthorizationPolicy, authorization_event, custom_resource_definitions},
     reports::NodeState,
-    status::{Pace, Present, Writer, desired, plan},
+    status::{Pace, Present, PresentNode, Writer, desired, plan},
 };
 
 /// As fast as tests are patient.
@@ -52,6 +52,9 @@ pub(crate) struct Replica {
 }
 
 /// Puts the definitions where they are not yet: tests may share a cluster.
+/// What the names of nodes begin with whose taints are looked after.
+pub(crate) const TAINTED: &str = "tainted";
+
 pub(crate) async fn install(cluster: &TestCluster) {
     let api = Api::<CustomResourceDefinition>::all(cluster.client());
     for definition in custom_resource_definitions() {
@@ -140,6 +143,12 @@ impl Replica {
             &changed,
             |state, node: &Node, there| {
                 let parsed = there.then(|| cluster::Node::parse(node));
+                // Of a cluster that is not this test's own, other nodes are left alone.
+                if there && node.name_any().starts_with(TAINTED) {
+                    state
+                        .present
+                        .set_node(node.name_any().into(), PresentNode::of(node));
+                }
                 state
                     .compiler
                     .apply([Event::Node(node.name_any().into(), parsed)]);
@@ -149,7 +158,13 @@ impl Replica {
         let (seen, wake) = (state.clone(), changed.clone());
         tasks.spawn(writer.run(wake, move || {
             let state = seen.lock().unwrap();
-            let desired = desired(&state.compiler, &state.reports, &state.present, "weir-system");
+            let desired = desired(
+                &state.compiler,
+                &state.reports,
+                &state.present,
+                "weir-system",
+                true,
+            );
             plan(&desired, &state.present, Timestamp::now())
         }));
         Self {

@@ -18,18 +18,30 @@ use serde_saphyr::Spanned;
 use weir_policy::istio::{AuthorizationPolicy, PeerAuthentication};
 use weir_types::TrustDomain;
 
-use crate::control::Address;
+use crate::{control::Address, kubelet::KubeletCgroup};
 
 pub use cni::CniConfig;
-pub use parse::{ConfigError, load, parse};
+pub use parse::{ConfigError, parse};
 pub use text::HumanDuration;
+
+/// Where a configuration comes from: a file, and what differs from node to node where all nodes share the file.
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    /// The file.
+    pub file: PathBuf,
+    /// The node's name, in place of the file's.
+    pub node: Option<String>,
+    /// The folder of the cgroup, in place of the file's.
+    pub cgroup: Option<PathBuf>,
+}
 
 /// The configuration of a node's agent.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(title = "weir-agent configuration")]
 pub struct ConfigFile {
-    /// Name of this node, as `workloads[].node` uses it.
+    /// Name of this node, as `workloads[].node` uses it. `--node` goes before it.
+    #[serde(default = "defaults::node")]
     #[schemars(with = "String")]
     pub node: Spanned<String>,
     /// Trust domain of the mesh, the first part of every identity: `spiffe://<trustDomain>/ns/<namespace>/sa/<account>`.
@@ -78,10 +90,11 @@ pub struct ConfigFile {
     #[serde(default = "defaults::verdict_lease")]
     #[schemars(with = "HumanDuration")]
     pub verdict_lease: Spanned<HumanDuration>,
-    /// Folder of the kubelet's cgroup, as `/sys/fs/cgroup/system.slice/kubelet.service`: its probes reach STRICT pods.
+    /// Folder of the cgroup that the kubelet itself is in, as `/sys/fs/cgroup/system.slice/kubelet.service`, or `auto`, to find
+    /// it by its process: its probes reach STRICT pods. Fixed at start.
     #[serde(default)]
-    #[schemars(with = "Option<PathBuf>")]
-    pub kubelet_cgroup: Option<Spanned<PathBuf>>,
+    #[schemars(with = "Option<String>")]
+    pub kubelet_cgroup: Option<KubeletCgroup>,
     /// Namespace whose policies without a selector are the mesh's.
     #[serde(default = "defaults::root_namespace")]
     pub root_namespace: String,
@@ -160,6 +173,9 @@ pub struct CertificatesConfig {
 pub struct ApiConfig {
     /// Path of the Unix socket, made with mode 0600.
     pub socket: PathBuf,
+    /// Address and port on loopback for the same, for where the agent has a network namespace of its own: whoever reaches it
+    /// may ask. Off if absent.
+    pub address: Option<SocketAddr>,
 }
 
 /// Metrics and readiness.
@@ -351,6 +367,10 @@ mod defaults {
 
     use super::{FlowsConfig, HumanDuration, SameNodeConfig};
 
+    pub(super) fn node() -> Spanned<String> {
+        Spanned::new(String::new(), Location::UNKNOWN, Location::UNKNOWN)
+    }
+
     pub(super) fn pin_dir() -> PathBuf {
         PathBuf::from("/sys/fs/bpf/weir")
     }
@@ -401,6 +421,7 @@ impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             socket: PathBuf::from(weir_types::api::DEFAULT_SOCKET),
+            address: None,
         }
     }
 }

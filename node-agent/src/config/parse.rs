@@ -12,7 +12,7 @@ use serde::Deserialize as _;
 use serde_saphyr::Location;
 use weir_types::Identity;
 
-use super::{ConfigFile, TunnelProtocol, WorkloadConfig, source};
+use super::{ConfigFile, Source, TunnelProtocol, WorkloadConfig, source};
 
 /// Largest file that is read: 20,000 workloads take about 4 MiB.
 const MAX_FILE: u64 = 64 << 20;
@@ -78,21 +78,35 @@ impl From<Location> for Position {
     }
 }
 
-/// Reads and checks a file.
-///
-/// # Errors
-/// When it cannot be read, or is wrong.
-pub fn load(file: &Path) -> Result<ConfigFile, ConfigError> {
-    let read = |source| ConfigError::Read {
-        file: file.to_owned(),
-        source,
-    };
-    if std::fs::metadata(file).map_err(read)?.len() > MAX_FILE {
-        return Err(ConfigError::TooLarge {
-            file: file.to_owned(),
-        });
+impl Source {
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is wrong.
+    pub fn load(&self) -> Result<ConfigFile, ConfigError> {
+        let read = |source| ConfigError::Read {
+            file: self.file.clone(),
+            source,
+        };
+        if std::fs::metadata(&self.file).map_err(read)?.len() > MAX_FILE {
+            return Err(ConfigError::TooLarge {
+                file: self.file.clone(),
+            });
+        }
+        self.parse(&std::fs::read_to_string(&self.file).map_err(read)?)
     }
-    parse(file, &std::fs::read_to_string(file).map_err(read)?)
+
+    fn parse(&self, text: &str) -> Result<ConfigFile, ConfigError> {
+        let mut config = read(&self.file, text)?;
+        if let Some(node) = &self.node {
+            config.node.value.clone_from(node);
+        }
+        if let Some(cgroup) = &self.cgroup {
+            config.cgroup = Some(cgroup.clone());
+        }
+        check(&config).map_err(|problem| problem.in_file(&self.file))?;
+        Ok(config)
+    }
 }
 
 /// Checks the text of a file.
@@ -100,6 +114,15 @@ pub fn load(file: &Path) -> Result<ConfigFile, ConfigError> {
 /// # Errors
 /// When it is wrong.
 pub fn parse(file: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
+    let file = file.to_owned();
+    Source {
+        file,
+        ..Source::default()
+    }
+    .parse(text)
+}
+
+fn read(file: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
     // Where a wrong field stands is found out only when one is wrong: keeping track costs a third more.
     let mut field = String::new();
     let parsed = serde_saphyr::from_str(text).or_else(|_: serde_saphyr::Error| {
@@ -110,10 +133,7 @@ pub fn parse(file: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
         })
     });
     match parsed {
-        Ok(config) => {
-            check(&config).map_err(|problem| problem.in_file(file))?;
-            Ok(config)
-        }
+        Ok(config) => Ok(config),
         Err(error) => {
             let problem = plain(&error);
             let top = field.is_empty() || field == ".";
@@ -181,11 +201,19 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
     let expected =
         |location, field: &str, what: &str| Err(Problem::new(location, field, format!("expected {what}")));
     if config.node.value.is_empty() {
-        return expected(config.node.referenced, "node", "the node's name");
+        return expected(
+            config.node.referenced,
+            "node",
+            "the node's name, here or by --node",
+        );
     }
     let flows = &config.flows;
     if !FLOW_CAPACITY.contains(&flows.value.capacity) {
         return expected(flows.referenced, "flows.capacity", "1 to 1,000,000");
+    }
+    if let Some(address) = config.api.address.filter(|address| !address.ip().is_loopback()) {
+        let problem = format!("expected an address on loopback, not {address}");
+        return Err(Problem::new(Location::UNKNOWN, "api.address", problem));
     }
     source::check(config)?;
     if let Some(cni) = &config.cni {
@@ -203,11 +231,6 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
     let lease = &config.verdict_lease;
     if lease.value.0 < LEASE.0 || lease.value.0 > LEASE.1 {
         return expected(lease.referenced, "verdictLease", "5s to 1h");
-    }
-    if let Some(cgroup) = &config.kubelet_cgroup
-        && !cgroup.value.is_absolute()
-    {
-        return expected(cgroup.referenced, "kubeletCgroup", "an absolute path");
     }
     let workloads = check_workloads(config)?;
     check_pods(config, &workloads)?;

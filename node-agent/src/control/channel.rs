@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -70,6 +71,32 @@ impl FromStr for Address {
             }),
             _ => Err(expected),
         }
+    }
+}
+
+impl Address {
+    /// Connects to the Service's address, as the kubelet put it into the environment, or by name. Pods that resolve names may
+    /// themselves have to wait until the agent is ready.
+    async fn connect(&self) -> std::io::Result<TcpStream> {
+        if let Some(address) = self.service(|name| std::env::var(name).ok()) {
+            match TcpStream::connect((address, self.port)).await {
+                Ok(stream) => return Ok(stream),
+                // The Service may have been made anew since this agent started.
+                Err(error) => tracing::debug!(%address, %error, "the Service's address does not answer"),
+            }
+        }
+        TcpStream::connect((self.host.as_str(), self.port)).await
+    }
+
+    /// The address of the Service of this name, if the host is one: `NAME_SERVICE_HOST` in a pod of its namespace.
+    fn service(&self, variable: impl Fn(&str) -> Option<String>) -> Option<IpAddr> {
+        let (service, rest) = self.host.split_once('.')?;
+        let domain = rest.split_once('.').map(|(_, domain)| domain);
+        if !domain.is_some_and(|domain| domain == "svc" || domain.starts_with("svc.")) {
+            return None;
+        }
+        let name = service.to_uppercase().replace('-', "_");
+        variable(&format!("{name}_SERVICE_HOST"))?.parse().ok()
     }
 }
 
@@ -174,7 +201,7 @@ async fn read(path: &Path, most: u64) -> Result<Vec<u8>, ControlError> {
 async fn connect(address: &Address, roots: &Path) -> Result<TlsStream<TcpStream>, ControlError> {
     let config = client_config(roots).await?;
     let connect = async {
-        let socket = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        let socket = address.connect().await?;
         socket.set_nodelay(true)?;
         let name = ServerName::try_from(address.host.clone()).map_err(std::io::Error::other)?;
         TlsConnector::from(Arc::new(config)).connect(name, socket).await
@@ -208,6 +235,26 @@ async fn client_config(path: &Path) -> Result<ClientConfig, ControlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_services_address_is_found_without_dns() {
+        let variable = |name: &str| (name == "WEIR_CONTROL_SERVICE_HOST").then(|| "10.96.0.7".to_owned());
+        let service = |text: &str| text.parse::<Address>().unwrap().service(variable);
+        let expected = Some("10.96.0.7".parse().unwrap());
+        assert_eq!(service("weir-control.weir-system.svc:15012"), expected);
+        assert_eq!(
+            service("weir-control.weir-system.svc.cluster.local:15012"),
+            expected
+        );
+        for other in [
+            "istiod.istio-system.svc:15012",
+            "weir-control.example.org:15012",
+            "weir-control:1",
+            "10.0.0.1:1",
+        ] {
+            assert_eq!(service(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn an_address_is_a_host_and_a_port() {

@@ -125,16 +125,16 @@ impl Datapath {
         Ok(())
     }
 
-    /// Says how the kubelet's connections are recognised: by its cgroup's id and depth, in the node's own network
-    /// namespace. `None`: not at all.
+    /// Says how the kubelet's connections are recognised: by the id of its cgroup, in the node's own network namespace.
+    /// `None`: not at all.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn set_kubelet(&self, cgroup: Option<(u64, u32)>, host_netns: u64) -> Result<(), DatapathError> {
+    pub fn set_kubelet(&self, cgroup: Option<u64>, host_netns: u64) -> Result<(), DatapathError> {
         let mut tables = self.tables();
         tables.give_share(HOST_HANDLE, HOST_CONNECTIONS)?;
         tables.change(|config| {
-            (config.kubelet_cgroup, config.kubelet_level) = cgroup.unwrap_or_default();
+            config.kubelet_cgroup = cgroup.unwrap_or_default();
             config.host_netns = host_netns;
         })
     }

@@ -2,6 +2,7 @@
 
 mod links;
 mod maps;
+mod pins;
 pub(crate) mod sock_diag;
 mod sys;
 mod verdicts;
@@ -16,7 +17,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::{
@@ -25,13 +26,14 @@ use aya::{
     programs::{CgroupSockAddr, ProgramFd, SkLookup, SockOps},
 };
 use weir_abi::{
-    Budget, Config, Conn, ConnKind, FlowKey, HOST_HANDLE, LAYOUT_VERSION, ListenerSlot, Pending, Pod,
-    PodState, ProbePort, SockState, slot,
+    Budget, Config, Conn, ConnKind, FlowKey, HOST_HANDLE, ListenerSlot, Pending, Pod, PodState, ProbePort,
+    SockState, slot,
 };
 use weir_types::api::ProgramStatus;
 
 pub use maps::PodHandle;
 pub(crate) use maps::monotonic_ns;
+pub use pins::{Pins, detach};
 pub use verdicts::Remember;
 
 /// The kernel programs.
@@ -122,8 +124,8 @@ pub struct Datapath {
     pins: PathBuf,
     cgroup: PathBuf,
     links: links::Links,
-    /// Held as long as this lives: two agents on the same pins would undo each other's work.
-    _lock: File,
+    /// Two agents on the same pins would undo each other's work.
+    claim: Mutex<Option<Pins>>,
     sockets: OwnedFd,
     connections_fd: OwnedFd,
     connections: HashMap<MapData, FlowKey, Conn>,
@@ -152,16 +154,11 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses something.
     pub fn load(
-        pin_dir: &Path,
+        claim: Pins,
         cgroup: &Path,
         lease: Duration,
     ) -> Result<(Self, RingBuf<MapData>), DatapathError> {
-        let pins = pin_dir.join(format!("v{LAYOUT_VERSION}"));
-        std::fs::create_dir_all(&pins).map_err(|source| DatapathError::PinDir {
-            path: pins.clone(),
-            source,
-        })?;
-        let lock = lock(&pins)?;
+        let pins = claim.own()?;
         let mut ebpf = load_object(&pins, &Pod::default())?;
         let opened = File::open(cgroup).and_then(|file| Ok((file.metadata()?.ino(), file)));
         let (inode, target) = opened.map_err(|source| DatapathError::Cgroup {
@@ -185,11 +182,7 @@ impl Datapath {
         }
         links.leave_other_cgroups()?;
         // Once ours are attached: what an agent of another version left would decide beside them.
-        for other in other_versions(pin_dir) {
-            let _lock = self::lock(&other)?;
-            remove_pins(&other)?;
-            tracing::info!(pins = %other.display(), "took out the programs of another version");
-        }
+        claim.remove_other_versions()?;
 
         let pinned = |name: &str| {
             let path = pins.join(name);
@@ -205,7 +198,7 @@ impl Datapath {
         let datapath = Self {
             cgroup: cgroup.to_owned(),
             links,
-            _lock: lock,
+            claim: Mutex::new(Some(claim)),
             sockets,
             connections_fd,
             connections: maps::hash(&mut ebpf, "CONNECTIONS")?,
@@ -216,6 +209,12 @@ impl Datapath {
             pins,
         };
         Ok((datapath, events))
+    }
+
+    /// Lets another agent have the pins. From here on this one may only carry the connections that it has, and accept from its
+    /// listeners.
+    pub fn give_up(&self) {
+        *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Attaches the pod's own `sk_lookup` program to its namespace, or updates the one that is there.
@@ -355,80 +354,6 @@ impl Datapath {
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
         // Each method leaves the maps consistent at every step, so a panic elsewhere does no harm here.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Takes out what an agent that is gone left: links, so that nothing is captured any more, then maps.
-///
-/// # Errors
-/// When an agent is at work there, or the pins cannot be removed.
-pub fn detach(pin_dir: &Path) -> Result<(), DatapathError> {
-    let own = pin_dir.join(format!("v{LAYOUT_VERSION}"));
-    let present = Some(own).filter(|own| own.exists());
-    for pins in present.into_iter().chain(other_versions(pin_dir)) {
-        let _lock = lock(&pins)?;
-        remove_pins(&pins)?;
-    }
-    Ok(())
-}
-
-/// The pins of agents whose maps have another layout.
-fn other_versions(pin_dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(pin_dir).into_iter().flatten();
-    let version = |path: &PathBuf| {
-        let number = path.file_name()?.to_str()?.strip_prefix('v')?;
-        number.parse::<u32>().ok()
-    };
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| version(path).is_some_and(|version| version != LAYOUT_VERSION))
-        .collect()
-}
-
-/// Removes pins: links, so that nothing is captured any more, then maps.
-fn remove_pins(pins: &Path) -> Result<(), DatapathError> {
-    let removed = |path: PathBuf| {
-        let result = if path.is_dir() {
-            std::fs::remove_dir_all(&path)
-        } else {
-            std::fs::remove_file(&path)
-        };
-        result.map_err(|source| DatapathError::PinDir { path, source })
-    };
-    let entries = std::fs::read_dir(pins).map_err(|source| DatapathError::PinDir {
-        path: pins.to_owned(),
-        source,
-    })?;
-    let (links, maps): (Vec<_>, Vec<_>) = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .partition(|path| path.is_dir());
-    links.into_iter().chain(maps).try_for_each(removed)?;
-    removed(pins.to_owned())
-}
-
-/// How long an agent that is just ending may still hold its pins, and how often it is looked.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
-
-/// The right to work on these pins.
-fn lock(pins: &Path) -> Result<File, DatapathError> {
-    let failed = |source| DatapathError::PinDir {
-        path: pins.to_owned(),
-        source,
-    };
-    let folder = File::open(pins).map_err(failed)?;
-    let end = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(folder),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(LOCK_PAUSE),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(DatapathError::InUse {
-                    path: pins.to_owned(),
-                });
-            }
-            Err(error) => return Err(failed(error.into())),
-        }
     }
 }
 

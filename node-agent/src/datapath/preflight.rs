@@ -105,23 +105,35 @@ fn find_cgroup(configured: Option<&Path>) -> Result<PathBuf, Missing> {
     Ok(path)
 }
 
-/// How the kernel knows a cgroup: its id, which is its folder's inode, and its depth below the tree's root.
+/// The folder of a process's cgroup, by the text of its `/proc/PID/cgroup`.
 ///
 /// # Errors
-/// When the folder is not there, or in no cgroup v2 tree that is mounted from its root.
-pub fn cgroup_id(folder: &Path) -> std::io::Result<(u64, u32)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let folder = folder.canonicalize()?;
+/// When no mounted tree shows it, or it is the tree's root.
+pub fn cgroup_folder(text: &str) -> io::Result<PathBuf> {
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .unwrap_or_default();
     let mounts = mounts();
-    let within = mounts.iter().filter(|mount| folder.starts_with(&mount.point));
-    let mount = within.max_by_key(|mount| mount.point.components().count());
-    let Some(mount) = mount.filter(|mount| mount.root == "/") else {
-        let what = "not in a cgroup v2 tree that is mounted from its root";
-        return Err(std::io::Error::other(what));
-    };
-    let below = folder.strip_prefix(&mount.point).unwrap_or(&folder);
-    let depth = u32::try_from(below.components().count()).unwrap_or(u32::MAX);
-    Ok((folder.metadata()?.ino(), depth))
+    let shown = |mount: &Mount| Some(mount.point.join(below(path, &mount.root)?));
+    let folder = mounts.iter().find_map(shown).ok_or_else(|| {
+        let what = format!("its cgroup {path} is in no cgroup v2 tree that is mounted here");
+        io::Error::new(io::ErrorKind::NotFound, what)
+    })?;
+    if mounts.iter().any(|mount| mount.point == folder) {
+        let what = format!("it is in {}, as all of the node's processes", folder.display());
+        return Err(io::Error::other(what));
+    }
+    Ok(folder)
+}
+
+/// A path below another one. Both are as a cgroup namespace shows them: what is above its root starts with `..`.
+fn below<'a>(path: &'a str, root: &str) -> Option<&'a Path> {
+    let path = Path::new(path.strip_prefix('/')?);
+    let root = root.strip_prefix('/')?;
+    let below = path.strip_prefix(root).ok()?;
+    // Further up than the root of the mount.
+    (!below.starts_with("..")).then_some(below)
 }
 
 /// A mounted cgroup v2 tree.
@@ -302,6 +314,34 @@ impl fmt::Display for Cause<'_> {
                 f.write_str("not permitted: is it forbidden by a lockdown or seccomp profile?")
             }
             _ => write!(f, "{}", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_found_below_a_mount_also_from_a_namespace_further_down() {
+        let cases = [
+            (
+                "/system.slice/kubelet.service",
+                "/",
+                Some("system.slice/kubelet.service"),
+            ),
+            (
+                "/../../system.slice/kubelet.service",
+                "/../..",
+                Some("system.slice/kubelet.service"),
+            ),
+            ("/../kubelet", "/../..", None),
+            ("/../../kubelet", "/..", None),
+            ("/", "/", Some("")),
+            ("", "/", None),
+        ];
+        for (path, root, expected) in cases {
+            assert_eq!(below(path, root), expected.map(Path::new), "{path} below {root}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Where processes are.
-pub(super) const PROC: &str = "/proc";
+pub(crate) const PROC: &str = "/proc";
 
 /// Most bytes that are read of a process's cgroups: version 1 has a line for each of some fifteen controllers, and a path is
 /// of at most 4096 bytes.
@@ -25,20 +25,17 @@ pub(super) fn open_netns(proc: &Path, uid: &str) -> io::Result<(File, PathBuf)> 
         let problem = format!("'{uid}' is not the UID of a pod");
         return Err(io::Error::new(ErrorKind::InvalidInput, problem));
     }
-    let mut pids: Vec<u32> = fs::read_dir(proc)?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
     // The oldest first: the one that holds the namespace for the others was there before them.
-    pids.sort_unstable();
-    for pid in pids {
+    for pid in all(proc)? {
         let process = proc.join(pid.to_string());
-        if !is_of_pod(&process, uid) {
+        let is_of_pod = || pod_uid(&process).is_ok_and(|found| found.as_deref() == Some(uid));
+        if !is_of_pod() {
             continue;
         }
         let path = process.join("ns/net");
         let Ok(file) = File::open(&path) else { continue };
         // The number may have become another's between the two.
-        if is_of_pod(&process, uid) {
+        if is_of_pod() {
             return Ok((file, path));
         }
     }
@@ -53,15 +50,24 @@ fn is_uid(text: &str) -> bool {
     (32..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
-fn is_of_pod(process: &Path, uid: &str) -> bool {
+/// All processes, the lowest number first.
+pub(crate) fn all(proc: &Path) -> io::Result<Vec<u32>> {
+    let mut pids: Vec<u32> = fs::read_dir(proc)?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// The UID of the pod that a process belongs to, if it belongs to one.
+pub(crate) fn pod_uid(process: &Path) -> io::Result<Option<String>> {
     let mut text = String::new();
-    let read = File::open(process.join("cgroup")).and_then(|file| file.take(MOST).read_to_string(&mut text));
-    if read.is_err() {
-        return false;
-    }
+    File::open(process.join("cgroup"))?
+        .take(MOST)
+        .read_to_string(&mut text)?;
     // `hierarchy:controllers:path` (cgroups(7)).
-    let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    paths.filter_map(pod_of).any(|found| found == uid)
+    let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    Ok(paths.find_map(pod_of))
 }
 
 /// The UID of the pod in whose cgroup this is. That of the first folder that is a pod's: below its own a pod may make folders
