@@ -13,12 +13,13 @@ use weir_types::{
     },
 };
 
-use crate::client::Agent;
+use crate::cluster::Agents;
 
 /// Says what would become of a connection, and why, without sending anything.
 ///
-/// Ask the agent of the client's node: it knows how its pods reach others, and what its kernel remembers. The agent of
-/// another node answers too, by the same policies, and says what it does not know.
+/// Of a cluster, the agent of the client's node is asked: it knows how its pods reach others, and what its kernel
+/// remembers. The agent of another node (--node, --socket) answers too, by the same policies, and says what it does not
+/// know.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     weir explain --from shop/web --to shop/api --port 8080     a pod to a pod or service\n  \
@@ -58,28 +59,34 @@ pub(crate) enum Format {
 }
 
 impl Explain {
-    /// Whether the connection would be let through.
-    pub(crate) fn run(self, agent: &Agent) -> anyhow::Result<bool> {
+    /// Who connects.
+    pub(crate) fn from(&self) -> &str {
+        &self.from
+    }
+
+    /// Whether the connection would be let through, as one of these agents says.
+    pub(crate) async fn run(self, agents: Agents) -> anyhow::Result<bool> {
         let request = Request::Explain(ExplainRequest {
             from: self.from,
             to: self.to,
             port: self.port,
         });
+        let (_, responses) = agents.ask_any(&request).await?;
         let mut forwarded = false;
-        agent.ask(&request, |response| {
-            if let Response::Explanation(explanation) = response {
-                forwarded = explanation.verdict == FlowVerdict::Forwarded;
-                let mut out = anstream::stdout();
-                match self.format {
-                    Format::Json => {
-                        let json = serde_json::to_string_pretty(&explanation)?;
-                        writeln!(out, "{}", clean_json(&json))?;
-                    }
-                    Format::Text => print(&mut out, &explanation)?,
+        for response in responses {
+            let Response::Explanation(explanation) = response else {
+                continue;
+            };
+            forwarded = explanation.verdict == FlowVerdict::Forwarded;
+            let mut out = anstream::stdout();
+            match self.format {
+                Format::Json => {
+                    let json = serde_json::to_string_pretty(&explanation)?;
+                    writeln!(out, "{}", clean_json(&json))?;
                 }
+                Format::Text => print(&mut out, &explanation)?,
             }
-            Ok(())
-        })?;
+        }
         Ok(forwarded)
     }
 }

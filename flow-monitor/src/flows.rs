@@ -10,17 +10,25 @@ use weir_types::{
 
 use weir::{
     line::compact,
-    style::{WARN, clean_json, paint},
+    style::{DIM, WARN, clean, clean_json, paint},
 };
 
-use crate::client::Agent;
+use crate::{
+    agent::Agent,
+    cluster::Agents,
+    merge::{self, Item},
+};
 
 /// Shows recorded flows.
+///
+/// Of a cluster those of all nodes, recorded ones ordered by time; each line begins with the node that recorded it.
+/// A connection between two nodes is recorded by both: '->' is the client's record, '=>' the server's.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     weir flows --follow\n  \
     weir flows --last 50 --pod shop/web-0\n  \
     weir flows --follow --verdict denied --verdict failed\n  \
+    weir flows --node worker-1 --follow\n  \
     weir flows --namespace shop --port 443 -o json | jq .reason\n\n\
     Values of one option are alternatives; different options must all match.")]
 pub(crate) struct Flows {
@@ -73,7 +81,8 @@ impl From<Verdict> for FlowVerdict {
 }
 
 impl Flows {
-    pub(crate) fn run(self, agent: &Agent) -> anyhow::Result<()> {
+    /// Shows the flows of these agents as one stream.
+    pub(crate) async fn run(self, agents: Agents) -> anyhow::Result<()> {
         let output = self.output;
         let request = FlowsRequest {
             last: self.last.or(self.follow.then_some(0)),
@@ -84,27 +93,63 @@ impl Flows {
             ports: self.port,
         };
         let mut out = anstream::stdout();
-        agent.ask(&Request::Flows(request), |response| {
-            match (response, output) {
-                (Response::Flow(flow), Output::Compact) => writeln!(out, "{}", compact(&flow))?,
-                (Response::Flow(flow), Output::Json) => {
+        // Of several nodes each line says which.
+        let names = agents.found.iter().filter_map(Agent::node).map(str::len);
+        let width = names
+            .max()
+            .filter(|_| agents.found.len() + agents.missing.len() > 1);
+        let mut show = |item: Item| -> anyhow::Result<()> {
+            match (item, output) {
+                (Item::Flow(flow), Output::Compact) => {
+                    if let Some(width) = width {
+                        write!(
+                            out,
+                            "{} ",
+                            paint(DIM, format_args!("{:<width$}", clean(&flow.node)))
+                        )?;
+                    }
+                    writeln!(out, "{}", compact(&flow))?;
+                }
+                (Item::Flow(flow), Output::Json) => {
                     writeln!(out, "{}", clean_json(&serde_json::to_string(&flow)?))?;
                 }
-                (Response::Lost(count), Output::Compact) => {
+                (Item::Lost(node, count), Output::Compact) => {
+                    let node = node_of(&node);
                     writeln!(
                         out,
                         "{}",
-                        paint(WARN, format_args!("-- {count} flow events were lost here --"))
+                        paint(
+                            WARN,
+                            format_args!("-- {count} flow events{node} were lost here --")
+                        )
                     )?;
                 }
                 // On the error stream, so that each line of the output stays a flow.
-                (Response::Lost(count), Output::Json) => {
-                    anstream::eprintln!("weir: {count} flow events were lost here");
+                (Item::Lost(node, count), Output::Json) => {
+                    anstream::eprintln!("weir: {count} flow events{} were lost here", node_of(&node));
                 }
-                _ => {}
             }
             out.flush()?;
             Ok(())
-        })
+        };
+        if let ([agent], []) = (agents.found.as_slice(), agents.missing.as_slice()) {
+            let node = agent.node().unwrap_or_default();
+            return agent
+                .ask(&Request::Flows(request), |response| match response {
+                    Response::Flow(flow) => show(Item::Flow(Box::new(flow))),
+                    Response::Lost(count) => show(Item::Lost(node.to_owned(), count)),
+                    _ => Ok(()),
+                })
+                .await;
+        }
+        merge::flows(agents, request, show).await
+    }
+}
+
+fn node_of(node: &str) -> String {
+    if node.is_empty() {
+        String::new()
+    } else {
+        format!(" of {}", clean(node))
     }
 }

@@ -1,39 +1,52 @@
-//! `weir`: what a node's agent sees and does, for people and scripts.
+//! `weir`: what the mesh sees and does on a node or in a cluster, for people and scripts.
 #![forbid(unsafe_code)]
 
-mod client;
+mod agent;
+mod cluster;
 mod explain;
 mod flows;
+mod merge;
+mod plugin;
+mod several;
 mod status;
+mod target;
 mod workloads;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{io, process::ExitCode};
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-/// The agent could not be reached.
+use agent::{Agent, Unreachable};
+use cluster::{Agents, Cluster};
+use target::{Options, Surroundings, Target, Usage};
+
+/// The command line is wrong, as clap has it.
+const EXIT_USAGE: u8 = 2;
+/// No agent could be reached.
 const EXIT_NO_AGENT: u8 = 3;
 /// The connection that was asked about would be refused.
 const EXIT_REFUSED: u8 = 4;
 
-/// Shows what the mesh does on this node: who talks to whom, as whom, and why a connection was refused.
+/// Shows what the mesh does, on this node or in a cluster: who talks to whom, as whom, and why a connection was refused.
+///
+/// Asks the agent of this node if there is one; elsewhere, or as `kubectl weir`, the agents of the cluster that the
+/// kubeconfig names, through its API server.
 #[derive(Debug, Parser)]
 #[command(
     name = "weir",
     version,
     after_help = "Examples:\n  \
-        weir flows --last 20                      the last 20 flows of this node\n  \
+        weir flows --last 20                      the last 20 flows\n  \
         weir flows --follow --verdict denied      refusals as they happen\n  \
         weir status                               pods, programs, certificates, tunnels, errors\n  \
         weir workloads                            every workload that the agent knows\n  \
         weir explain --from web --to api --port 80   what would become of a connection, and why\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent is not there, 4 explain: it would be refused."
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent could be reached, 4 explain: it would be refused."
 )]
 struct Arguments {
-    /// The agent's socket.
-    #[arg(long, global = true, value_name = "PATH", env = "WEIR_SOCKET", default_value = weir_types::api::DEFAULT_SOCKET)]
-    socket: PathBuf,
+    #[command(flatten)]
+    options: Options,
     #[command(subcommand)]
     command: Command,
 }
@@ -57,37 +70,85 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let agent = client::Agent::new(arguments.socket);
-    let result = match arguments.command {
-        Command::Flows(flows) => flows.run(&agent),
-        Command::Status(status) => status.run(&agent),
-        Command::Explain(explain) => match explain.run(&agent) {
-            Ok(true) => Ok(()),
-            Ok(false) => return ExitCode::from(EXIT_REFUSED),
-            Err(error) => Err(error),
-        },
-        Command::Workloads(workloads) => workloads.run(&agent),
-        Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut io::stdout());
-            Ok(())
+    let plugin = plugin::is_plugin(std::env::args_os().next());
+    let command = plugin::named(Arguments::command(), plugin);
+    let matches = command.get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(run(arguments, plugin));
+            // A name that is being looked up must not hold up the end.
+            runtime.shutdown_background();
+            result
         }
+        Err(error) => Err(error.into()),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever read the output has enough: `weir flows | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // It may quote what the agent sent.
             anstream::eprintln!("weir: {}", weir::style::clean(&format!("{error:#}")));
-            let unreachable = error.downcast_ref::<client::NoAgent>().is_some();
-            if unreachable {
+            if error.downcast_ref::<Unreachable>().is_some() {
                 ExitCode::from(EXIT_NO_AGENT)
+            } else if error.downcast_ref::<Usage>().is_some() {
+                ExitCode::from(EXIT_USAGE)
             } else {
                 ExitCode::FAILURE
             }
         }
     }
+}
+
+async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
+    let options = arguments.options;
+    let surroundings = Surroundings::look(plugin);
+    match arguments.command {
+        Command::Flows(flows) => flows.run(agents(&options, &surroundings).await?).await?,
+        Command::Status(status) => status.run(agents(&options, &surroundings).await?).await?,
+        Command::Workloads(workloads) => workloads.run(agents(&options, &surroundings).await?).await?,
+        Command::Explain(explain) => {
+            let agents = agents_for(&options, &surroundings, Some(explain.from())).await?;
+            if !explain.run(agents).await? {
+                return Ok(ExitCode::from(EXIT_REFUSED));
+            }
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The agents that are meant.
+async fn agents(options: &Options, surroundings: &Surroundings) -> anyhow::Result<Agents> {
+    agents_for(options, surroundings, None).await
+}
+
+/// The agents that are meant, of a cluster that of a pod's node if there is one.
+async fn agents_for(
+    options: &Options,
+    surroundings: &Surroundings,
+    pod: Option<&str>,
+) -> anyhow::Result<Agents> {
+    let node = match options.target(surroundings)? {
+        Target::Socket(socket) => return Ok(Agents::only(Agent::local(&socket))),
+        Target::Cluster(node) => node,
+    };
+    let cluster = Cluster::new(options).await?;
+    if let (Some(pod), None) = (pod, &node)
+        && let Some(node) = cluster.node_of(pod).await?
+    {
+        match cluster.agents(Some(&node)).await {
+            Ok(agents) if agents.missing.is_empty() => return Ok(agents),
+            // Another's answer is as good, but for what only this one knows.
+            Ok(mut agents) => agents.complain(),
+            Err(why) => several::complain(None, &why.into()),
+        }
+    }
+    Ok(cluster.agents(node.as_deref()).await?)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

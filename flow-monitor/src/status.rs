@@ -12,11 +12,13 @@ use weir_types::{
 
 use weir::style::{BAD, BOLD, GOOD, WARN, clean, clean_json, duration, paint};
 
-use crate::client::Agent;
+use crate::cluster::Agents;
 
-/// Shows the agent's state.
+/// Shows the agent's state; of a cluster, one block a node.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  weir status\n  weir status -o json | jq .certificates")]
+#[command(
+    after_help = "Examples:\n  weir status\n  weir status --node worker-1\n  weir status -o json | jq .certificates"
+)]
 pub(crate) struct Status {
     /// How to print.
     #[arg(long, visible_alias = "format", short, value_enum, default_value = "text")]
@@ -33,17 +35,29 @@ pub(crate) enum Output {
 }
 
 impl Status {
-    pub(crate) fn run(self, agent: &Agent) -> anyhow::Result<()> {
-        agent.ask(&Request::Status, |response| {
-            if let Response::Status(state) = response {
-                let mut out = anstream::stdout();
-                match self.output {
-                    Output::Json => writeln!(out, "{}", clean_json(&serde_json::to_string_pretty(&state)?))?,
-                    Output::Text => print(&mut out, &state)?,
+    /// Shows one block an agent.
+    pub(crate) async fn run(self, agents: Agents) -> anyhow::Result<()> {
+        let mut first = true;
+        agents
+            .ask_all(&Request::Status, |response| {
+                if let Response::Status(state) = response {
+                    let mut out = anstream::stdout();
+                    match self.output {
+                        Output::Json => {
+                            writeln!(out, "{}", clean_json(&serde_json::to_string_pretty(&state)?))?;
+                        }
+                        Output::Text => {
+                            if !first {
+                                writeln!(out, "\n")?;
+                            }
+                            print(&mut out, &state)?;
+                        }
+                    }
+                    first = false;
                 }
-            }
-            Ok(())
-        })
+                Ok(())
+            })
+            .await
     }
 }
 

@@ -4,14 +4,14 @@ use std::io::Write as _;
 
 use clap::Args;
 use weir::style::clean_json;
-use weir_types::api::{Request, Response};
+use weir_types::api::{Request, Response, WorkloadStatus};
 
 use crate::{
-    client::Agent,
+    cluster::Agents,
     status::{Output, cells, table},
 };
 
-/// Shows the workloads that the agent knows.
+/// Shows the workloads that the agent knows; of a cluster, that one of its agents knows: all know the same.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  weir workloads\n  weir workloads --namespace shop\n  weir workloads -o json | jq -r .identity"
@@ -26,16 +26,17 @@ pub(crate) struct Workloads {
 }
 
 impl Workloads {
-    pub(crate) fn run(self, agent: &Agent) -> anyhow::Result<()> {
-        let mut workloads = Vec::new();
-        agent.ask(&Request::Workloads, |response| {
-            if let Response::Workload(workload) = response
-                && (self.namespace.is_empty() || self.namespace.contains(&workload.namespace))
-            {
-                workloads.push(workload);
-            }
-            Ok(())
-        })?;
+    /// Shows what one of these agents knows: all know the same.
+    pub(crate) async fn run(self, agents: Agents) -> anyhow::Result<()> {
+        let (asked, responses) = agents.ask_any(&Request::Workloads).await?;
+        let workloads = responses.into_iter().filter_map(|response| match response {
+            Response::Workload(workload) => Some(workload),
+            _ => None,
+        });
+        let wanted = |workload: &WorkloadStatus| {
+            self.namespace.is_empty() || self.namespace.contains(&workload.namespace)
+        };
+        let workloads: Vec<WorkloadStatus> = workloads.filter(wanted).collect();
         let mut out = anstream::stdout();
         if self.output == Output::Json {
             for workload in &workloads {
@@ -50,7 +51,8 @@ impl Workloads {
         let mut table = table(&["WORKLOAD", "IDENTITY", "ADDRESSES", "NODE", "TUNNEL", "SERVICES"]);
         for workload in workloads {
             let addresses: Vec<String> = workload.addresses.iter().map(ToString::to_string).collect();
-            let node = if workload.local {
+            // Of a cluster, "here" is nowhere.
+            let node = if workload.local && asked.is_none() {
                 format!("{} (here)", workload.node)
             } else {
                 workload.node

@@ -18,6 +18,7 @@ mod definition;
 mod discovery;
 mod faults;
 mod fields;
+mod forward;
 mod json;
 #[expect(
     clippy::expect_used,

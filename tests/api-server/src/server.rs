@@ -19,8 +19,10 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     access::Denied,
     core::{Core, Poll, Reply, Watch},
-    discovery, request,
-    request::Query,
+    discovery,
+    forward::{self, Forwards},
+    request,
+    request::{Query, Target},
     serving::{self, Body, Handler, Serving},
     status::Status,
 };
@@ -47,6 +49,7 @@ struct Shared {
     changed: watch::Sender<()>,
     /// How far the server's clock is ahead.
     ahead: Mutex<SignedDuration>,
+    forwards: Mutex<Forwards>,
 }
 
 impl ApiServer {
@@ -59,6 +62,7 @@ impl ApiServer {
             core: Mutex::new(Core::new(rand::random(), Timestamp::now())),
             changed: watch::Sender::new(()),
             ahead: Mutex::new(SignedDuration::ZERO),
+            forwards: Mutex::default(),
         });
         let handler = Front(Arc::clone(&shared));
         let serving = Serving::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), move || handler)?;
@@ -113,6 +117,11 @@ impl ApiServer {
         self.shared.core().store.compact();
     }
 
+    /// Leads port-forwards to a pod's port there. What no test leads anywhere is refused as a closed port is.
+    pub fn forward(&self, namespace: &str, pod: &str, port: u16, to: SocketAddr) {
+        self.shared.forwards().set(namespace, pod, port, to);
+    }
+
     /// Stops it. Its port is free when this returns.
     pub fn stop(self) {}
 }
@@ -120,6 +129,10 @@ impl ApiServer {
 impl Shared {
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forwards(&self) -> MutexGuard<'_, Forwards> {
+        self.forwards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Timestamp {
@@ -143,6 +156,12 @@ struct Front(Arc<Shared>);
 
 impl Handler for Front {
     async fn handle(&self, request: Request<Incoming>) -> io::Result<Response<Body>> {
+        if let Some(target) = forward::asked(request.uri().path()) {
+            let switched = self.forward(request, &target);
+            return Ok(switched.unwrap_or_else(|status| {
+                serving::document(status.code, "application/json", &status.to_json())
+            }));
+        }
         let answer = match read(request).await {
             Ok(request) => self
                 .0
@@ -163,29 +182,56 @@ impl Handler for Front {
     }
 }
 
-async fn read(request: Request<Incoming>) -> Result<request::Request, Status> {
-    let (parts, body) = request.into_parts();
+impl Front {
+    /// Switches to a port-forward, if whoever asks may, and there is the pod.
+    fn forward(&self, request: Request<Incoming>, target: &Target) -> Result<Response<Body>, Status> {
+        let head = head(&request);
+        let port = head
+            .query
+            .number("ports")?
+            .and_then(|port| u16::try_from(port).ok());
+        let port = port.ok_or_else(|| Status::bad_request("you must specify at least 1 port"))?;
+        self.0.core().may_forward(&head, target, self.0.now())?;
+        let to = self.0.forwards().find(target, port);
+        forward::switch(request, port, to)
+    }
+}
+
+/// All of a request but its body.
+fn head<B>(request: &Request<B>) -> request::Request {
     let header = |name: header::HeaderName| {
-        let value = parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let value = request.headers().get(name).and_then(|value| value.to_str().ok());
         value.unwrap_or_default().to_owned()
     };
-    let authorization = header(header::AUTHORIZATION);
-    let body = Limited::new(body, MAX_BODY).collect().await.map_err(|why| {
-        if why.is::<http_body_util::LengthLimitError>() {
-            Status::body_too_large(MAX_BODY)
-        } else {
-            Status::bad_request(format!("the body could not be read: {why}"))
-        }
-    })?;
-    Ok(request::Request {
-        method: parts.method.as_str().to_owned(),
-        path: parts.uri.path().to_owned(),
-        query: Query::parse(parts.uri.query().unwrap_or_default()),
+    request::Request {
+        method: request.method().as_str().to_owned(),
+        path: request.uri().path().to_owned(),
+        query: Query::parse(request.uri().query().unwrap_or_default()),
         accept: header(header::ACCEPT),
         content_type: header(header::CONTENT_TYPE),
         user_agent: header(header::USER_AGENT),
-        bearer: authorization.strip_prefix("Bearer ").map(str::to_owned),
+        bearer: header(header::AUTHORIZATION)
+            .strip_prefix("Bearer ")
+            .map(str::to_owned),
+        body: Vec::new(),
+    }
+}
+
+async fn read(request: Request<Incoming>) -> Result<request::Request, Status> {
+    let head = head(&request);
+    let body = Limited::new(request.into_body(), MAX_BODY)
+        .collect()
+        .await
+        .map_err(|why| {
+            if why.is::<http_body_util::LengthLimitError>() {
+                Status::body_too_large(MAX_BODY)
+            } else {
+                Status::bad_request(format!("the body could not be read: {why}"))
+            }
+        })?;
+    Ok(request::Request {
         body: body.to_bytes().to_vec(),
+        ..head
     })
 }
 

@@ -95,7 +95,8 @@ async fn accept<H: Handler>(listener: TcpListener, handler: Arc<H>) {
                     let service = service_fn(|request| handler.handle(request));
                     let connection = http1::Builder::new()
                         .timer(TokioTimer::new())
-                        .serve_connection(TokioIo::new(stream), service);
+                        .serve_connection(TokioIo::new(stream), service)
+                        .with_upgrades();
                     if let Err(why) = connection.await {
                         tracing::debug!(%why, "connection ended");
                     }

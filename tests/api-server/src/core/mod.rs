@@ -263,6 +263,25 @@ impl Core {
         self.carry_out(&call)
     }
 
+    /// Whether a port of a pod may be forwarded to whoever asks.
+    pub(crate) fn may_forward(
+        &mut self,
+        request: &Request,
+        target: &Target,
+        now: Timestamp,
+    ) -> Result<(), Status> {
+        let user = self.user(request, now)?;
+        // By the method as by the subresource, of which 1.35 wants both.
+        for verb in ["get", "create"] {
+            access::allowed(&self.denied, &user, target, verb)?;
+        }
+        let name = target.name.as_deref().unwrap_or_default();
+        match self.pod(&target.namespace, name) {
+            Some(_) => Ok(()),
+            None => Err(Status::not_found("", "pods", name)),
+        }
+    }
+
     fn user(&mut self, request: &Request, now: Timestamp) -> Result<User, Status> {
         let Some(token) = &request.bearer else {
             return Ok(User::admin());

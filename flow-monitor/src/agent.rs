@@ -1,0 +1,257 @@
+//! One agent: how it is reached, and the JSON lines that it speaks.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use futures_util::FutureExt as _;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
+    net::UnixStream,
+    time::timeout,
+};
+use weir_types::api::{Request, Response};
+
+use crate::cluster::AgentPod;
+
+/// How long an agent may say nothing while it answers. Following flows is not bound by it: no traffic, no flows.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Longest line of an answer, in bytes: the status of a node with thousands of connections has some megabytes.
+const MAX_LINE: u64 = 64 << 20;
+
+/// An agent that can be asked.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Socket(PathBuf),
+    Pod(AgentPod),
+}
+
+/// A stream to an agent.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// An open stream, and where the reason stands if it ends early.
+pub(crate) struct Opened {
+    pub(crate) stream: Box<dyn Stream>,
+    pub(crate) problem: Option<futures_util::future::BoxFuture<'static, Option<String>>>,
+}
+
+/// An answer that is being read.
+pub(crate) struct Answer {
+    node: Option<String>,
+    reader: BufReader<Box<dyn Stream>>,
+    problem: Option<futures_util::future::BoxFuture<'static, Option<String>>>,
+    silence: Option<Duration>,
+    line: Vec<u8>,
+}
+
+/// Nobody answers.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreachable {
+    /// This node's agent.
+    #[error("{}: {source} ({})", .socket.display(), what_of(.source))]
+    Socket { socket: PathBuf, source: io::Error },
+    /// The agent of a node of the cluster.
+    #[error("node {node}: {why}")]
+    Node { node: String, why: String },
+    /// The cluster, or all of its agents.
+    #[error("{0}")]
+    Cluster(String),
+}
+
+fn what_of(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "no agent has made this socket; is weir-agent running? --socket names another"
+        }
+        io::ErrorKind::ConnectionRefused => "the agent that made this socket is gone; start weir-agent again",
+        io::ErrorKind::PermissionDenied => "only root may ask the agent; try sudo",
+        _ => "the agent cannot be asked",
+    }
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// This node's.
+    pub(crate) fn local(socket: &Path) -> Self {
+        Self {
+            way: Way::Socket(socket.to_owned()),
+        }
+    }
+
+    /// That of a node of the cluster.
+    pub(crate) fn of_pod(pod: AgentPod) -> Self {
+        Self { way: Way::Pod(pod) }
+    }
+
+    /// Its node; none for this node's own.
+    pub(crate) fn node(&self) -> Option<&str> {
+        match &self.way {
+            Way::Socket(_) => None,
+            Way::Pod(pod) => Some(&pod.node),
+        }
+    }
+
+    /// Opens a stream and asks.
+    ///
+    /// # Errors
+    /// [`Unreachable`], or that the stream broke.
+    pub(crate) async fn open(&self, request: &Request) -> anyhow::Result<Answer> {
+        let opened = match &self.way {
+            Way::Socket(socket) => match UnixStream::connect(socket).await {
+                Ok(stream) => Opened {
+                    stream: Box::new(stream),
+                    problem: None,
+                },
+                Err(source) => {
+                    let socket = socket.clone();
+                    bail!(Unreachable::Socket { socket, source });
+                }
+            },
+            Way::Pod(pod) => pod.open().await?,
+        };
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        let mut stream = opened.stream;
+        let written = async {
+            stream.write_all(&line).await?;
+            stream.flush().await
+        };
+        match timeout(SILENCE, written).await {
+            Ok(written) => written.context("asking the agent")?,
+            Err(_) => bail!("the agent took no question within {SILENCE:?}"),
+        }
+        let follows = matches!(request, Request::Flows(flows) if flows.follow);
+        Ok(Answer {
+            node: self.node().map(str::to_owned),
+            reader: BufReader::new(stream),
+            problem: opened.problem,
+            silence: (!follows).then_some(SILENCE),
+            line: Vec::new(),
+        })
+    }
+
+    /// Asks, and hands each answer to `sink`.
+    ///
+    /// # Errors
+    /// [`Unreachable`], a refusal, an answer that breaks off, or the sink's own.
+    pub(crate) async fn ask(
+        &self,
+        request: &Request,
+        mut sink: impl FnMut(Response) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut answer = self.open(request).await?;
+        let mut any = false;
+        while let Some(response) = answer.next(any).await? {
+            any = true;
+            sink(response)?;
+        }
+        Ok(())
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// The next line; nothing when the agent has closed. `any` says whether there was one before.
+    pub(crate) async fn next(&mut self, any: bool) -> anyhow::Result<Option<Response>> {
+        self.line.clear();
+        let mut limited = (&mut self.reader).take(MAX_LINE);
+        let reading = limited.read_until(b'\n', &mut self.line);
+        let read = match self.silence {
+            None => reading.await,
+            Some(silence) => match timeout(silence, reading).await {
+                Ok(read) => read,
+                Err(_) => bail!(self.unreachable(format!("the agent said nothing for {silence:?}"))),
+            },
+        };
+        // What the other side says of a connection that it could not make comes before the end; nothing comes where the
+        // forwarding itself broke.
+        if let Some(why) = self.problem.as_mut().and_then(|problem| problem.now_or_never()) {
+            self.problem = None;
+            let why = why.as_deref().map_or("the port-forward broke off", str::trim);
+            if !any {
+                bail!(self.unreachable(format!("the agent cannot be reached: {why}")));
+            }
+            bail!("the agent's answer broke off: {why}");
+        }
+        let read = read.context("the agent's answer broke off")?;
+        if read == 0 {
+            return Ok(None);
+        }
+        if self.line.last() != Some(&b'\n') {
+            bail!("the agent's answer broke off, or has a line of more than {MAX_LINE} bytes");
+        }
+        let response = serde_json::from_slice(&self.line)
+            .context("the agent's answer is not understood; are agent and weir of one version?")?;
+        match response {
+            Response::Error(problem) => bail!("the agent refused: {problem}"),
+            response => Ok(Some(response)),
+        }
+    }
+
+    fn unreachable(&self, why: String) -> Unreachable {
+        match &self.node {
+            Some(node) => Unreachable::Node {
+                node: node.clone(),
+                why,
+            },
+            None => Unreachable::Cluster(why),
+        }
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_says_nothing_is_not_waited_for() {
+        let (stream, other) = tokio::io::duplex(1024);
+        let mut answer = Answer {
+            node: Some("a".to_owned()),
+            reader: BufReader::new(Box::new(stream)),
+            problem: None,
+            silence: Some(Duration::from_millis(20)),
+            line: Vec::new(),
+        };
+        let error = answer.next(false).await.unwrap_err();
+        assert!(error.downcast_ref::<Unreachable>().is_some());
+        assert_eq!(error.to_string(), "node a: the agent said nothing for 20ms");
+        drop(other);
+    }
+
+    #[tokio::test]
+    async fn half_a_line_is_none() {
+        let (stream, mut other) = tokio::io::duplex(1024);
+        let mut answer = Answer {
+            node: None,
+            reader: BufReader::new(Box::new(stream)),
+            problem: None,
+            silence: None,
+            line: Vec::new(),
+        };
+        other.write_all(b"{\"lost\":1}\n{\"lo").await.unwrap();
+        drop(other);
+        assert_eq!(answer.next(false).await.unwrap(), Some(Response::Lost(1)));
+        assert!(answer.next(true).await.is_err());
+    }
+}
