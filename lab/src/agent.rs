@@ -44,7 +44,7 @@ impl Agent {
         let file = folder.join(format!("{}.yaml", config.node));
         let log = folder.join("log").join(format!("agent-{}", config.node));
         write_config(&file, &config)?;
-        let process = start(&place, &file, &log)?.into();
+        let process = start(&place, &file, &log, false)?.into();
         Ok(Self {
             place,
             config,
@@ -223,8 +223,49 @@ impl Agent {
     /// # Errors
     /// When it does not become ready; with its log.
     pub fn restart(&self) -> Result<()> {
-        *self.process() = start(&self.place, &self.file, &self.log)?;
+        *self.process() = start(&self.place, &self.file, &self.log, false)?;
         self.wait_ready()
+    }
+
+    /// As [`Self::restart`], as one that lets another take over from it.
+    ///
+    /// # Errors
+    /// When it does not become ready; with its log.
+    pub fn restart_standby(&self) -> Result<()> {
+        *self.process() = start(&self.place, &self.file, &self.log, true)?;
+        self.wait_ready()
+    }
+
+    /// Starts another agent that stands by, with its metrics at another port, waits until it says that it is ready to take
+    /// over, stops this one, and waits until the other is ready. Gives how the one before ended.
+    ///
+    /// # Errors
+    /// When one of these does not happen; with the log.
+    pub fn replace(&mut self) -> Result<ExitStatus> {
+        let mut config = self.config.clone();
+        let port = config.metrics.address.port();
+        config
+            .metrics
+            .address
+            .set_port(if port % 2 == 0 { port + 1 } else { port - 1 });
+        let file = self
+            .file
+            .with_extension(format!("{}.yaml", config.metrics.address.port()));
+        write_config(&file, &config)?;
+        let next = start(&self.place, &file, &self.log, true)?;
+        self.config.metrics = config.metrics;
+        crate::poll("the next agent to stand by", PATIENCE, || {
+            Ok(self
+                .metrics()
+                .is_ok_and(|text| text.contains("weir_standby 1"))
+                .then_some(()))
+        })
+        .with_context(|| self.log())?;
+        let ended = self.stop()?;
+        self.file = file;
+        *self.process() = next;
+        self.wait_ready()?;
+        Ok(ended)
     }
 
     /// Waits until it ends by itself.
@@ -316,9 +357,12 @@ impl Iterator for FlowStream {
     }
 }
 
-fn start(place: &Place, file: &Path, log: &Path) -> Result<Process> {
+fn start(place: &Place, file: &Path, log: &Path, standby: bool) -> Result<Process> {
     let mut command = Command::new(crate::program("weir-agent")?);
     command.arg("--config").arg(file);
+    if standby {
+        command.arg("--standby");
+    }
     place.spawn_as(command, Some(log))
 }
 

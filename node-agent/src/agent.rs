@@ -442,7 +442,12 @@ impl Agent {
         };
         tracing::info!(connections = open(), "stopping");
         let deadline = tokio::time::Instant::now() + DRAIN;
-        while open() > 0 && tokio::time::Instant::now() < deadline {
+        // A peer's tunnel also where it carries nothing: it has been told, but may just have asked for something.
+        let tunnels = || {
+            let mut tunnels = self.node.tunnels.open().into_iter();
+            tunnels.any(|tunnel| tunnel.direction == TrafficDirection::Ingress)
+        };
+        while (open() > 0 || tunnels()) && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(DRAIN_INTERVAL).await;
         }
     }

@@ -209,30 +209,37 @@ impl Enrolment {
             .map_err(EnrolError::from)
             .and_then(|()| {
                 // What reaches a pod that is only observed does not concern the agent.
+                let mut listeners = Vec::new();
                 if !local.observed {
-                    self.listen(&pod, &entry)?;
+                    listeners = self.listen(&pod, &entry)?;
                     datapath.attach_pod(&entry, pod.netns.as_fd())?;
                 }
                 datapath.insert_pod(cookie, &entry)?;
-                Ok(())
+                Ok(listeners)
             });
         let old = known
             .map(|pod| PodHandle(pod.handle))
             .filter(|old| *old != handle);
-        if let Err(error) = result {
-            pod.left.cancel();
-            // What was there before stays: without listeners it refuses.
-            if known.is_none() || old.is_some() {
-                datapath.detach_pod(handle);
-                datapath.remove_pod(None, handle);
+        let listeners = match result {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                // What was there before stays: without listeners it refuses.
+                if known.is_none() || old.is_some() {
+                    datapath.detach_pod(handle);
+                    datapath.remove_pod(None, handle);
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         tracing::info!(
             pod = workload.uid, identity = %workload.identity, handle = handle.0, observed = local.observed,
             "pod enrolled"
         );
-        self.node.insert(pod);
+        self.node.insert(pod.clone());
+        // Only now: who carries a connection looks for its pod. What came meanwhile waits in the backlog.
+        for (slot, listener) in listeners {
+            tokio::spawn(self.serve.clone().accept(pod.clone(), slot, listener));
+        }
         if let Some(old) = old {
             datapath.detach_pod(old);
             datapath.remove_pod(None, old);
@@ -248,9 +255,10 @@ impl Enrolment {
         Ok(())
     }
 
-    /// Opens the pod's listeners, puts them into their slots, and starts accepting.
-    fn listen(&self, pod: &Arc<Pod>, entry: &weir_abi::Pod) -> Result<(), EnrolError> {
+    /// Opens the pod's listeners and puts them into their slots.
+    fn listen(&self, pod: &Pod, entry: &weir_abi::Pod) -> Result<Vec<(u32, TcpListener)>, EnrolError> {
         let families = [(true, entry.v4 != 0), (false, entry.v6 != [0; 4])];
+        let mut listeners = Vec::new();
         for (v4, _) in families.iter().filter(|(_, present)| *present) {
             for slot in [
                 ListenerSlot::OUTBOUND,
@@ -267,16 +275,10 @@ impl Enrolment {
                 self.node
                     .datapath
                     .set_listener(pod.handle, slot + family, &listener)?;
-                self.accept(pod, slot, listener);
+                listeners.push((slot, listener));
             }
         }
-        Ok(())
-    }
-
-    fn accept(&self, pod: &Arc<Pod>, slot: u32, listener: TcpListener) {
-        let serve = self.serve.clone();
-        let pod = pod.clone();
-        tokio::spawn(async move { serve.accept(pod, slot, listener).await });
+        Ok(listeners)
     }
 
     /// Tells the kernel what may change of a pod.

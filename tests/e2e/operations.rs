@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 
 use weir_e2e::{Mesh, run, serve};
+use weir_lab::Spawn as _;
 use weir_types::{FlowEvent, TrafficDirection};
 
 fn weir(mesh: &Mesh, arguments: &[&str]) -> Output {
@@ -217,6 +218,39 @@ fn an_agent_that_is_killed_and_started_again_carries_on_with_the_same_links() {
     agent.restart().unwrap();
     assert_eq!(links(agent.status().unwrap()), before);
     run(&mesh.a, ["echo-client", &to]).success().unwrap();
+}
+
+#[test]
+fn an_agent_that_stands_by_takes_over_without_one_connection_refused() {
+    let mut mesh = Mesh::new("standby");
+    let (_server, _) = serve(&mesh.c, ["echo-server", "--port", "7000"]);
+    let to = format!("{}:7000", mesh.c.v4());
+    for agent in &mesh.agents {
+        assert!(agent.stop().unwrap().success());
+        agent.restart_standby().unwrap();
+    }
+    // Fails at the first connection that fails; some are open when the agent changes, others come meanwhile.
+    let endless = ["echo-client", &to, "--connections", "1000000", "--pause-ms", "2"];
+    let mut traffic = mesh.a.testapp(endless).unwrap();
+    for agent in mesh.agents.iter_mut().take(2) {
+        for _ in 0..2 {
+            assert!(agent.replace().unwrap().success());
+        }
+    }
+    run(&mesh.a, ["echo-client", &to]).success().unwrap();
+    assert!(
+        traffic.ended().unwrap().is_none(),
+        "a connection failed: {}",
+        traffic.stderr()
+    );
+    for agent in mesh.agents.iter().take(2) {
+        assert_eq!(
+            agent.status().unwrap().errors,
+            Vec::<String>::new(),
+            "{}",
+            agent.log()
+        );
+    }
 }
 
 #[test]
