@@ -6,7 +6,9 @@ mod cluster;
 mod explain;
 mod flows;
 mod merge;
+mod mesh;
 mod plugin;
+mod rollback;
 mod several;
 mod status;
 mod target;
@@ -41,7 +43,8 @@ const EXIT_REFUSED: u8 = 4;
         weir flows --follow --verdict denied      refusals as they happen\n  \
         weir status                               pods, programs, certificates, tunnels, errors\n  \
         weir workloads                            every workload that the agent knows\n  \
-        weir explain --from web --to api --port 80   what would become of a connection, and why\n\n\
+        weir explain --from web --to api --port 80   what would become of a connection, and why\n  \
+        weir rollback shop                        one namespace back to plaintext\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent could be reached, 4 explain: it would be refused."
 )]
 struct Arguments {
@@ -61,6 +64,8 @@ enum Command {
     Explain(explain::Explain),
     /// Show the workloads that the agent knows.
     Workloads(workloads::Workloads),
+    /// Take a namespace out of the mesh: its pods talk plaintext again.
+    Rollback(rollback::Rollback),
     /// Print a script that completes this command in a shell.
     #[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
     Completion {
@@ -115,6 +120,7 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(EXIT_REFUSED));
             }
         }
+        Command::Rollback(rollback) => rollback.run(&options).await?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut io::stdout());
         }

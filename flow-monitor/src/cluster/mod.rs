@@ -117,6 +117,11 @@ impl ApiError {
         matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 404)
     }
 
+    /// Whether the object is not the one that was meant.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409)
+    }
+
     /// Whether the user may not.
     pub(crate) fn is_forbidden(&self) -> bool {
         matches!(self, Self::Kube(kube::Error::Api(status)) if matches!(status.code, 401 | 403))

@@ -31,10 +31,7 @@ async fn each_nodes_status_is_shown_and_who_cannot_be_asked_is_named() {
     assert_eq!(ran.code, 0, "two have answered");
     let at = |node: &str| ran.out.find(&format!("{node} ready  weir")).unwrap();
     assert!(at("first") < at("second"), "by name");
-    let closed = format!(
-        "node {}: the agent cannot be reached: ",
-        closed.name_any()
-    );
+    let closed = format!("node {}: the agent cannot be reached: ", closed.name_any());
     assert!(ran.err.contains(&closed));
     let pending = format!(
         "node {}: the agent's pod weir-agent-x is Pending",

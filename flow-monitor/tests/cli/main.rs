@@ -1,4 +1,5 @@
 //! The command as its users run it, against an API server in memory, or a real one where that can be.
 
 mod agents;
+mod rollback;
 mod world;
