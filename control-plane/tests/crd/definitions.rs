@@ -11,7 +11,7 @@ const UPDATE: &str = "UPDATE_CRDS";
 
 #[test]
 fn the_definitions_that_are_checked_in_are_those_of_the_types() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../daemonset/crds");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../daemonset/chart/files/crds");
     for definition in custom_resource_definitions() {
         let name = definition.metadata.name.clone().unwrap();
         let path = folder.join(format!("{name}.yaml"));

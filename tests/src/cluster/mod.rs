@@ -39,8 +39,8 @@ const AGENT: &str = "weir-agent";
 const CONTROL: &str = "127.0.0.1:15012";
 /// As they are installed.
 const CRDS: [&str; 2] = [
-    include_str!("../../../daemonset/crds/authorizationpolicies.weir.dev.yaml"),
-    include_str!("../../../daemonset/crds/peerauthentications.weir.dev.yaml"),
+    include_str!("../../../daemonset/chart/files/crds/authorizationpolicies.weir.dev.yaml"),
+    include_str!("../../../daemonset/chart/files/crds/peerauthentications.weir.dev.yaml"),
 ];
 /// How long a token is valid that nobody replaces: longer than any test.
 const TOKEN_SECONDS: i64 = 3600;
