@@ -1,7 +1,8 @@
-//! The repository's own commands: `cargo xtask setup | build | test | demo | bench`.
+//! The repository's own commands: `cargo xtask setup | build | dist | test | demo | bench`.
 #![forbid(unsafe_code)]
 
 mod dependencies;
+mod dist;
 mod setup;
 mod steps;
 mod test;
@@ -44,6 +45,8 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
+    /// Builds static binaries into target/dist, as the images hold them. Needs musl-gcc.
+    Dist,
     /// Formatting, clippy, unit tests, eBPF tests, end-to-end tests.
     Test {
         /// Only tests whose name contains this; no formatting, no clippy.
@@ -78,6 +81,7 @@ fn run_task() -> Result<()> {
     match Arguments::parse().task {
         Task::Setup => setup::for_building(),
         Task::Build { release } => build(release),
+        Task::Dist => dist::build(),
         Task::Test { filter } => test::run_all(filter.as_deref()),
         Task::Demo { arguments } => {
             setup::require_root()?;

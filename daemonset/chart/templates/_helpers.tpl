@@ -1,7 +1,6 @@
 {{- define "weir.labels" -}}
 app.kubernetes.io/part-of: weir
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "weir.image" -}}

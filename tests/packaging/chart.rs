@@ -1,0 +1,132 @@
+//! The chart: its manifests, its values, what it refuses.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs helm: that of PATH, or the one that `.ci/install-test-programs` installs.
+fn helm(arguments: &[&str]) -> Output {
+    let installed = root().join("target/tools/bin/helm");
+    let program = if installed.exists() { installed } else { "helm".into() };
+    let run = Command::new(program)
+        .args(arguments)
+        .current_dir(root().join("daemonset"))
+        .output();
+    run.expect("helm cannot be run; .ci/install-test-programs installs it")
+}
+
+/// Renders the chart.
+pub(crate) fn render(values: &[&str]) -> Result<String, String> {
+    let mut arguments = vec!["template", "weir", "chart", "--namespace", "weir-system"];
+    arguments.extend(values);
+    let output = helm(&arguments);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    if output.status.success() {
+        Ok(text(output.stdout))
+    } else {
+        Err(text(output.stderr))
+    }
+}
+
+/// The objects of a rendered chart.
+pub(crate) fn objects(text: &str) -> Vec<Value> {
+    let documents = serde_saphyr::from_multiple::<Value>(text).unwrap();
+    documents.into_iter().filter(|document| !document.is_null()).collect()
+}
+
+#[test]
+fn the_manifests_are_what_the_chart_renders() {
+    let rendered = render(&["--set", "namespace.create=true"]).unwrap();
+    let lines = rendered.lines().filter(|line| !line.starts_with("# Source: "));
+    let head = "# Rendered from daemonset/chart. UPDATE_MANIFESTS=1 cargo test --test packaging writes it anew.";
+    let text: String = [head].into_iter().chain(lines).flat_map(|line| [line, "\n"]).collect();
+    let file = root().join("daemonset/manifests/weir.yaml");
+    if std::env::var_os("UPDATE_MANIFESTS").is_some() {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, &text).unwrap();
+    }
+    let written = fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        written == text,
+        "{} is not what the chart renders; UPDATE_MANIFESTS=1 cargo test --test packaging writes it anew",
+        file.display()
+    );
+}
+
+#[test]
+fn helm_finds_nothing_wrong_with_the_chart() {
+    let output = helm(&["lint", "--strict", "chart"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn a_value_that_is_none_is_refused() {
+    let wrong = [
+        ("control.replica=3", "replica"),
+        ("control.replicas=0", "replicas"),
+        ("trustDomain=spiffe://x", "trustDomain"),
+        ("agent.kubeletCgroup=kubelet", "kubeletCgroup"),
+        ("sameNode=plaintext", "sameNode"),
+        ("control.authority.source=file", "source"),
+    ];
+    for (value, field) in wrong {
+        let error = render(&["--set", value]).expect_err(value);
+        assert!(error.contains(field), "{value}: {error}");
+    }
+}
+
+/// Names of all values, as `control.replicas`.
+fn names(schema: &Value, prefix: &str, into: &mut Vec<String>) {
+    let Some(fields) = schema.get("properties").and_then(Value::as_object) else {
+        into.push(prefix.to_owned());
+        return;
+    };
+    for (name, field) in fields.iter().filter(|(name, _)| *name != "global") {
+        let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        names(field, &name, into);
+    }
+}
+
+#[test]
+fn every_value_has_a_default_and_a_schema_and_is_documented() {
+    let schema = fs::read_to_string(root().join("daemonset/chart/values.schema.json")).unwrap();
+    let values = fs::read_to_string(root().join("daemonset/chart/values.yaml")).unwrap();
+    let values: Value = serde_saphyr::from_str(&values).unwrap();
+    let reference = fs::read_to_string(root().join("docs/install.md")).unwrap();
+    let mut known = Vec::new();
+    names(&serde_json::from_str(&schema).unwrap(), "", &mut known);
+    assert!(known.len() > 40, "{known:?}");
+    for name in known {
+        let default = values.pointer(&format!("/{}", name.replace('.', "/")));
+        assert!(default.is_some(), "{name} has no default in values.yaml");
+        assert!(reference.contains(&format!("`{name}`")), "docs/install.md does not have `{name}`");
+    }
+    // The other way round helm itself looks: values.yaml is checked by the schema, which allows nothing else.
+}
+
+#[test]
+fn the_agents_configuration_is_one_that_the_agent_takes() {
+    let rendered = objects(&render(&["--set", "agent.config.verdictLease=2m"]).unwrap());
+    let map = rendered.iter().find(|object| object["kind"] == "ConfigMap").unwrap();
+    let text = map["data"]["agent.yaml"].as_str().unwrap();
+    assert!(text.contains("verdictLease: 2m"), "{text}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agent.yaml");
+    fs::write(&file, text).unwrap();
+    let agent = weir_lab::program("weir-agent").unwrap();
+    let mut check = Command::new(agent);
+    check.arg("--config").arg(&file).args(["--node", "n1", "--check"]);
+    let output = check.output().unwrap();
+    // 2 is a wrong configuration; what this machine lacks is another matter.
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_ne!(output.status.code(), Some(2), "{error}");
+}
