@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod check;
 mod cluster;
 mod explain;
 mod flows;
@@ -44,6 +45,7 @@ const EXIT_REFUSED: u8 = 4;
         weir status                               pods, programs, certificates, tunnels, errors\n  \
         weir workloads                            every workload that the agent knows\n  \
         weir explain --from web --to api --port 80   what would become of a connection, and why\n  \
+        weir check                                whether all is well, and what to do if not\n  \
         weir rollback shop                        one namespace back to plaintext\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent could be reached, 4 explain: it would be refused."
 )]
@@ -64,6 +66,8 @@ enum Command {
     Explain(explain::Explain),
     /// Show the workloads that the agent knows.
     Workloads(workloads::Workloads),
+    /// Say whether Weir can work in a cluster or on a machine, and whether it does.
+    Check(check::Check),
     /// Take a namespace out of the mesh: its pods talk plaintext again.
     Rollback(rollback::Rollback),
     /// Print a script that completes this command in a shell.
@@ -118,6 +122,11 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
             let agents = agents_for(&options, &surroundings, Some(explain.from())).await?;
             if !explain.run(agents).await? {
                 return Ok(ExitCode::from(EXIT_REFUSED));
+            }
+        }
+        Command::Check(check) => {
+            if !check.run(&options).await? {
+                return Ok(ExitCode::FAILURE);
             }
         }
         Command::Rollback(rollback) => rollback.run(&options).await?,

@@ -13,7 +13,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{agent::Unreachable, target::Options};
 
-pub(crate) use agents::{AgentPod, Agents};
+pub(crate) use agents::{AgentPod, Agents, one_a_node, problem, waiting};
 
 /// How long a connection to the API server may take: it is on the other side of a VPN sometimes.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -120,11 +120,6 @@ impl ApiError {
     /// Whether the object is not the one that was meant.
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409)
-    }
-
-    /// Whether the user may not.
-    pub(crate) fn is_forbidden(&self) -> bool {
-        matches!(self, Self::Kube(kube::Error::Api(status)) if matches!(status.code, 401 | 403))
     }
 
     /// Whether the API server has answered at all.

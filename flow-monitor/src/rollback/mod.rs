@@ -75,6 +75,9 @@ impl Rollback {
         let plan = self.look(&cluster).await?;
         let mut out = anstream::stdout();
         show(&mut out, &plan, &cluster.name)?;
+        if !plan.is_empty() {
+            meaning(&mut out, &plan)?;
+        }
         if self.dry_run {
             writeln!(out, "\nNothing was changed.")?;
             return Ok(());
@@ -86,11 +89,12 @@ impl Rollback {
             if !self.yes {
                 confirm()?;
             }
-            self.carry_out(&cluster, &plan).await?;
+            let carried_out = self.carry_out(&cluster, &plan).await;
+            // Also where it went wrong half-way.
+            undo(&mut out, &plan)?;
+            carried_out?;
         }
-        let left = self.wait(&cluster).await;
-        after(&mut out, &plan)?;
-        let left = left?;
+        let left = self.wait(&cluster).await?;
         if left.is_empty() {
             let text = format!("No pod of {} is in the mesh any more.", self.namespace);
             writeln!(out, "\n{}", paint(GOOD, clean(&text)))?;
@@ -266,8 +270,8 @@ fn show(out: &mut impl io::Write, plan: &Plan, cluster: &str) -> io::Result<()> 
     Ok(())
 }
 
-/// What is left, and the way back.
-fn after(out: &mut impl io::Write, plan: &Plan) -> io::Result<()> {
+/// What it is like afterwards.
+fn meaning(out: &mut impl io::Write, plan: &Plan) -> io::Result<()> {
     writeln!(out, "\n{}", paint(BOLD, "What that means"))?;
     writeln!(
         out,
@@ -291,11 +295,14 @@ fn after(out: &mut impl io::Write, plan: &Plan) -> io::Result<()> {
         );
         writeln!(out, "  {} {}", paint(WARN, "note:"), clean(&text))?;
     }
-    let undo = plan.undo();
-    if !undo.is_empty() {
-        writeln!(out, "\n{}", paint(BOLD, "To undo it"))?;
-    }
-    undo.iter()
+    Ok(())
+}
+
+/// The way back.
+fn undo(out: &mut impl io::Write, plan: &Plan) -> io::Result<()> {
+    writeln!(out, "\n{}", paint(BOLD, "To undo it"))?;
+    plan.undo()
+        .iter()
         .try_for_each(|command| writeln!(out, "  {}", clean(command)))
 }
 
