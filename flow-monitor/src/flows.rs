@@ -19,7 +19,7 @@ use crate::{
     merge::{self, Item},
 };
 
-/// Shows recorded flows.
+/// Shows recorded flows, and goes on with new ones if asked.
 ///
 /// Of a cluster those of all nodes, recorded ones ordered by time; each line begins with the node that recorded it.
 /// A connection between two nodes is recorded by both: '->' is the client's record, '=>' the server's.

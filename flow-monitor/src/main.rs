@@ -6,6 +6,7 @@ mod check;
 mod cluster;
 mod explain;
 mod flows;
+mod install;
 mod merge;
 mod mesh;
 mod plugin;
@@ -13,6 +14,7 @@ mod rollback;
 mod several;
 mod status;
 mod target;
+mod uninstall;
 mod workloads;
 
 use std::{io, process::ExitCode};
@@ -58,19 +60,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show recorded flows, and go on with new ones if asked.
     Flows(flows::Flows),
-    /// Show the agent's state: pods, programs, certificates, tunnels, errors.
     Status(status::Status),
-    /// Say what would become of a connection, and why, without sending anything.
     Explain(explain::Explain),
-    /// Show the workloads that the agent knows.
     Workloads(workloads::Workloads),
-    /// Say whether Weir can work in a cluster or on a machine, and whether it does.
     Check(check::Check),
-    /// Take a namespace out of the mesh: its pods talk plaintext again.
     Rollback(rollback::Rollback),
-    /// Print a script that completes this command in a shell.
+    /// Prints a script that completes this command in a shell.
     #[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
     Completion {
         /// The shell.

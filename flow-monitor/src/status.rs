@@ -14,7 +14,9 @@ use weir::style::{BAD, BOLD, GOOD, WARN, clean, clean_json, duration, paint};
 
 use crate::cluster::Agents;
 
-/// Shows the agent's state; of a cluster, one block a node.
+/// Shows the agent's state: pods, programs, certificates, tunnels, errors.
+///
+/// Of a cluster, one block a node.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  weir status\n  weir status --node worker-1\n  weir status -o json | jq .certificates"

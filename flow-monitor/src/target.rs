@@ -143,7 +143,8 @@ mod tests {
         let all = || Ok(Target::Cluster(None));
         let default = DEFAULT_SOCKET;
         // Given, WEIR_SOCKET, this node has an agent, as kubectl's plugin.
-        let table: [(&[&str], bool, bool, bool, Result<Target, Usage>); 13] = [
+        type Row = (&'static [&'static str], bool, bool, bool, Result<Target, Usage>);
+        let table: [Row; 13] = [
             (&[], false, false, false, all()),
             (&[], false, true, false, socket(default)),
             (&[], false, true, true, all()),

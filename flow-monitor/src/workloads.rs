@@ -11,7 +11,9 @@ use crate::{
     status::{Output, cells, table},
 };
 
-/// Shows the workloads that the agent knows; of a cluster, that one of its agents knows: all know the same.
+/// Shows the workloads that the agent knows.
+///
+/// Of a cluster one agent is asked, whichever answers: all know the same.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  weir workloads\n  weir workloads --namespace shop\n  weir workloads -o json | jq -r .identity"

@@ -33,9 +33,9 @@ use crate::{
     target::{Options, Usage},
 };
 
-/// Says whether Weir can work in a cluster, before it is installed, and whether it does, afterwards.
+/// Says whether Weir can work here, and whether it does, and what to do if not.
 ///
-/// Looks at the API server, the nodes, the network and other meshes, and where Weir is installed at its parts, its agents
+/// Of a cluster, before Weir is installed and afterwards. Looks at the API server, the nodes, the network and other meshes, and where Weir is installed at its parts, its agents
 /// and the pods that are meant to be in the mesh. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \

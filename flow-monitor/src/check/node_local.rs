@@ -18,6 +18,8 @@ pub(crate) struct Machine {
     mounts: String,
 }
 
+/// Where the agent pins what outlives it, unless configured otherwise.
+const BPFFS: &str = "/sys/fs/bpf";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 impl Machine {
@@ -30,12 +32,14 @@ impl Machine {
         }
     }
 
-    fn mounted(&self, kind: &str) -> Option<&str> {
-        self.mounts.lines().find_map(|line| {
+    /// Where a kind of file system is mounted: at its usual place, or elsewhere.
+    fn mounted(&self, kind: &str, usual: &str) -> Option<&str> {
+        let places = self.mounts.lines().filter_map(|line| {
             let mut fields = line.split(' ').skip(1);
             let at = fields.next()?;
             (fields.next()? == kind).then_some(at)
-        })
+        });
+        places.max_by_key(|at| *at == usual)
     }
 }
 
@@ -60,7 +64,7 @@ pub(crate) fn machine(machine: &Machine) -> Vec<Finding> {
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions' are",
         )
     });
-    findings.push(match machine.mounted("cgroup2") {
+    findings.push(match machine.mounted("cgroup2", "/sys/fs/cgroup") {
         Some(at) => Finding::ok("cgroup v2", at),
         None => Finding::fail(
             "cgroup v2",
@@ -68,7 +72,7 @@ pub(crate) fn machine(machine: &Machine) -> Vec<Finding> {
             "boot with systemd.unified_cgroup_hierarchy=1, or: mount -t cgroup2 none /sys/fs/cgroup/unified",
         ),
     });
-    findings.push(match machine.mounted("bpf") {
+    findings.push(match machine.mounted("bpf", BPFFS) {
         Some(at) => Finding::ok("bpffs", at),
         None => Finding::fail(
             "bpffs",

@@ -90,7 +90,7 @@ pub(crate) fn roots(map: Option<&ConfigMap>, now: Timestamp) -> Vec<Finding> {
     }
     match last {
         Some(last) if findings.is_empty() => {
-            findings.push(Finding::ok(ABOUT, format!("valid until {last:.0}")))
+            findings.push(Finding::ok(ABOUT, format!("valid until {last:.0}")));
         }
         None if findings.is_empty() => findings.push(Finding::fail(
             ABOUT,
