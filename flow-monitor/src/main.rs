@@ -48,6 +48,7 @@ const EXIT_REFUSED: u8 = 4;
         weir workloads                            every workload that the agent knows\n  \
         weir explain --from web --to api --port 80   what would become of a connection, and why\n  \
         weir check                                whether all is well, and what to do if not\n  \
+        weir install                              into the cluster of the kubeconfig\n  \
         weir rollback shop                        one namespace back to plaintext\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent could be reached, 4 explain: it would be refused."
 )]
@@ -65,6 +66,8 @@ enum Command {
     Explain(explain::Explain),
     Workloads(workloads::Workloads),
     Check(check::Check),
+    Install(install::Install),
+    Uninstall(uninstall::Uninstall),
     Rollback(rollback::Rollback),
     /// Prints a script that completes this command in a shell.
     #[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
@@ -125,6 +128,8 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Command::Install(install) => install.run(&options).await?,
+        Command::Uninstall(uninstall) => uninstall.run(&options).await?,
         Command::Rollback(rollback) => rollback.run(&options).await?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut io::stdout());

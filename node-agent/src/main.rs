@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser;
 use weir_admin::LogOptions;
-use weir_agent::{agent, cni, config, datapath, reload};
+use weir_agent::{agent, cni, config, datapath, reload, takeover};
 use weir_tunnel::ca::CertificateAuthority;
 
 /// Measured to matter for TLS bulk transfer: buffers of all sizes come and go on every thread.
@@ -41,6 +41,9 @@ struct Arguments {
     /// Detach the kernel programs, remove the pinned maps and take the CNI plugin out that an agent with this configuration left, then exit.
     #[arg(long, conflicts_with = "check")]
     detach: bool,
+    /// After detaching wait until stopped, and answer at /readyz: so that a DaemonSet can detach on every node.
+    #[arg(long, requires = "detach")]
+    hold: bool,
     /// The node's name, in place of the file's: for a file that all nodes share.
     #[arg(long, value_name = "NAME", env = "WEIR_NODE")]
     node: Option<String>,
@@ -90,7 +93,11 @@ fn main() -> ExitCode {
             .as_ref()
             .map_or(Ok(()), |own| cni::install::remove(&own.value));
         let detached = datapath::detach(&config.pin_dir).context("the programs cannot be detached");
-        return report(removed.context("the CNI plugin cannot be removed").and(detached));
+        let done = removed.context("the CNI plugin cannot be removed").and(detached);
+        if arguments.hold && done.is_ok() {
+            return report(hold(config.metrics.address));
+        }
+        return report(done);
     }
     let cgroup = match datapath::preflight::check(config.cgroup.as_deref(), &config.pin_dir) {
         Ok(cgroup) => cgroup,
@@ -142,6 +149,14 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn hold(address: std::net::SocketAddr) -> anyhow::Result<()> {
+    tracing::info!("detached: nothing of the agent is left in the kernel and in the CNI's configuration");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(takeover::hold(address))
 }
 
 fn run(

@@ -3,7 +3,9 @@
 //! The next agent starts while the one before is at work, and stands by. When that one is told to stop it gives up the
 //! kernel's maps, and goes on accepting until the next one says that it is ready; then it lets its open connections end.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -36,6 +38,33 @@ impl weir_admin::Admin for Standby {
 
     fn not_ready(&self) -> Option<String> {
         None
+    }
+}
+
+/// What an agent says at its `/readyz` that has detached.
+struct Detached;
+
+impl weir_admin::Admin for Detached {
+    fn metrics(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Answers at `address` until this process is told to stop.
+///
+/// # Errors
+/// When the port cannot be opened.
+pub async fn hold(address: SocketAddr) -> anyhow::Result<()> {
+    let port = weir_admin::bind(address)
+        .await
+        .with_context(|| format!("the metrics port {address} cannot be opened"))?;
+    tokio::select! {
+        () = weir_admin::serve(port, Arc::new(Detached)) => Ok(()),
+        stopped = crate::agent::stop_signal() => stopped,
     }
 }
 

@@ -52,8 +52,8 @@ pub(crate) fn name(object: &Object) -> &str {
 pub(crate) async fn apply(cluster: &Cluster, object: &Object) -> anyhow::Result<()> {
     let params = PatchParams::apply(MANAGER).force();
     let api = api(&cluster.client, object)?;
-    let applied = api.patch(name(object), &params, &Patch::Apply(object));
-    match cluster.answer(applied).await {
+    let patch = Patch::Apply(object);
+    match cluster.answer(api.patch(name(object), &params, &patch)).await {
         Ok(_) => Ok(()),
         Err(why) => bail!("{}: {why}", title(object)),
     }

@@ -12,6 +12,7 @@ use serde_json::json;
 use weir::style::{BOLD, GOOD, paint};
 
 use self::manifest::{Object, Settings};
+pub(crate) use self::rollout::ready;
 use crate::{
     cluster::Cluster,
     target::{Options, Usage},

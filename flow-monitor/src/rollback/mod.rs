@@ -57,7 +57,7 @@ pub(crate) struct Rollback {
 }
 
 /// `90`, `90s` or `2m`.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let (number, unit) = match text.strip_suffix('m') {
         Some(minutes) => (minutes, 60),
         None => (text.strip_suffix('s').unwrap_or(text), 1),
@@ -206,7 +206,7 @@ impl Rollback {
     }
 }
 
-fn confirm() -> anyhow::Result<()> {
+pub(crate) fn confirm() -> anyhow::Result<()> {
     if !io::stdin().is_terminal() {
         bail!(Usage(
             "there is no terminal to ask at: --yes does it without asking".to_owned()
