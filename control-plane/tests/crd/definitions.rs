@@ -111,28 +111,32 @@ fn rules_in_cel_compile_have_messages_and_name_fields_that_there_are() {
 }
 
 /// The cost of a rule as the API server's estimate has it (`k8s.io/apiserver/pkg/cel`): each character of a pattern is a
-/// quarter, each of its text a tenth, and a rule is multiplied by the most entries of all lists around it.
+/// quarter, each byte of its text a tenth (a character may have four, and the text is estimated one longer), and a rule is
+/// multiplied by the most entries of all lists around it. A real server says so itself; this says it without one.
 #[test]
-fn rules_in_cel_stay_far_within_the_api_servers_budget() {
+fn rules_in_cel_stay_within_the_api_servers_budget() {
     const LIMIT: u64 = 10_000_000;
+    /// The rest of an iteration: the loop's own steps, conversions, comparisons.
+    const REST: u64 = 8;
     let validator = Validator::of("AuthorizationPolicy");
     let rule = &validator.schema["properties"]["spec"]["properties"]["rules"];
     let when = &rule["items"]["properties"]["when"];
     let values = &when["items"]["properties"]["values"];
     let most = |schema: &Value, bound: &str| schema[bound].as_u64().unwrap();
-    let text = most(&values["items"], "maxLength").div_ceil(10);
+    let text = (most(&values["items"], "maxLength") * 4 + 1).div_ceil(10);
     let times = most(rule, "maxItems") * most(when, "maxItems") * most(values, "maxItems");
     let mut total = 0;
     for one in when["items"]["x-kubernetes-validations"].as_array().unwrap() {
         let one = one["rule"].as_str().unwrap();
-        let Some((_, rest)) = one.split_once("matches('") else {
+        let Some((_, rest)) = one.split_once("matches(") else {
             continue;
         };
-        let pattern = rest.split_once("')").unwrap().0.len() as u64;
-        // The rest of an iteration: the loop's own steps, conversions, comparisons.
-        let cost = times * (text * pattern.div_ceil(4) + 20);
-        assert!(cost < LIMIT, "{one}: {cost}");
+        let (_, pattern) = rest.split_once('\'').unwrap();
+        let pattern = pattern.split_once("')").unwrap().0.len() as u64;
+        let cost = times * (text * pattern.div_ceil(4) + REST);
+        // Kept apart from the limit, for estimates of other versions.
+        assert!(cost < LIMIT / 10 * 9, "{one}: {cost}");
         total += cost;
     }
-    assert!(total > 0 && total < 10 * LIMIT, "{total}");
+    assert!(total > 0 && total < LIMIT * 8, "{total}");
 }
