@@ -198,6 +198,34 @@ async fn finalizers_hold_an_object_until_they_are_gone() {
 }
 
 #[tokio::test]
+async fn a_replacement_with_another_uid_is_a_conflict_and_a_patch_invalid() {
+    let cluster = TestCluster::new().await;
+    let (api, _) = configs(&cluster).await;
+    api.create(&PostParams::default(), &config("one", "a"))
+        .await
+        .unwrap();
+    let mut other = config("one", "b");
+    other.metadata.uid = Some("other".to_owned());
+    let replaced = api.replace("one", &PostParams::default(), &other).await;
+    assert_eq!(refusal(replaced), (409, "Conflict".to_owned()));
+    let params = PatchParams::default();
+    let merged = api.patch("one", &params, &Patch::Merge(&other)).await;
+    match merged {
+        Err(kube::Error::Api(status)) => {
+            assert_eq!(status.code, 422, "{status:?}");
+            assert_eq!(status.details.as_ref().unwrap().causes[0].field, "metadata.uid");
+        }
+        other => panic!("{other:?}"),
+    }
+    let params = PatchParams::apply("test").force();
+    let applied = api.patch("one", &params, &Patch::Apply(&other)).await;
+    assert_eq!(refusal(applied).0, 422);
+    other.metadata.name = Some("none".to_owned());
+    let applied = api.patch("none", &params, &Patch::Apply(&other)).await;
+    assert_eq!(refusal(applied), (409, "Conflict".to_owned()));
+}
+
+#[tokio::test]
 async fn a_deletion_with_another_uid_is_a_conflict() {
     let cluster = TestCluster::new().await;
     let (api, _) = configs(&cluster).await;
@@ -274,6 +302,30 @@ async fn the_status_of_a_pod_is_written_apart_from_its_spec() {
         .0,
         422
     );
+    // Through the status labels and annotations can be written, and nothing that decides what runs.
+    let beside = json!({
+        "metadata": {
+            "uid": pod.metadata.uid, "annotations": {"a": "1"}, "labels": {"l": "2"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "none", "uid": "none"}],
+        },
+        "spec": {"containers": [{"name": "main", "image": "registry.invalid/other"}]},
+    });
+    let written = pods
+        .patch_status("one", &PatchParams::default(), &Patch::Merge(beside))
+        .await
+        .unwrap();
+    assert_eq!(written.annotations()["a"], "1");
+    assert_eq!(written.labels()["l"], "2");
+    assert!(written.owner_references().is_empty());
+    assert_eq!(
+        written.spec.unwrap().containers[0].image.as_deref(),
+        Some("registry.invalid/none")
+    );
+    let other = json!({"metadata": {"uid": "other", "annotations": {"a": "2"}}});
+    let refused = pods
+        .patch_status("one", &PatchParams::default(), &Patch::Merge(other))
+        .await;
+    assert_eq!(refusal(refused).0, 422, "a UID is a field that cannot be changed");
     let unready = cluster.set_ready(&pod, false).await;
     let conditions = unready.status.unwrap().conditions.unwrap();
     assert_eq!(conditions.len(), 4, "the other conditions stay");

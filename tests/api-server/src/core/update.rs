@@ -122,6 +122,18 @@ impl Core {
                 call.shown(&object).map(Reply::ok)
             }
             None if call.subresource().is_empty() => {
+                let uid = meta(&merged, "uid");
+                if !uid.is_empty() {
+                    let why = format!(
+                        "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                    );
+                    return Err(Status::conflict(
+                        &resource.group,
+                        &resource.plural,
+                        call.name(),
+                        &why,
+                    ));
+                }
                 let managed = merged["metadata"]["managedFields"].clone();
                 let object = self.create_object(call, merged, &writer, Some(managed))?;
                 call.shown(&object).map(Reply::created)
@@ -237,13 +249,21 @@ fn check_identity(call: &Call<'_>, old: &Value, new: &Value) -> Result<(), Statu
         return Err(wrong_name(given, name));
     }
     let (uid, held) = (meta(new, "uid"), meta(old, "uid"));
-    if !uid.is_empty() && uid != held {
+    let is_another = !uid.is_empty() && uid != held;
+    let patches = call.request.method == "PATCH";
+    if is_another && !patches {
         let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {held}");
         return Err(Status::conflict(group, plural, name, &why));
     }
     let version = meta(new, "resourceVersion");
     if !matches!(version, "" | "0") && version != meta(old, "resourceVersion") {
         return Err(Status::stale(group, plural, name));
+    }
+    // Of a patch the UID is no precondition, but a field like others that may not be changed; with the status of a custom
+    // resource, what a patch says of the metadata is passed over.
+    if is_another && !(call.resource.custom.is_some() && call.subresource() == "status") {
+        let cause = Cause::invalid("metadata.uid", &json!(uid), "field is immutable");
+        return Err(call.invalid(name, &[cause]));
     }
     let before = items(&old["metadata"]["finalizers"]);
     let added = items(&new["metadata"]["finalizers"])

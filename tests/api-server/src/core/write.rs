@@ -181,6 +181,10 @@ impl Call<'_> {
     /// kind has and no others.
     pub(super) fn read(&self, mut body: Value) -> Result<Value, Status> {
         let resource = &self.resource;
+        if body.is_null() {
+            // An object of which nothing is said, as Go's JSON has it.
+            body = json!({});
+        }
         if !body.is_object() {
             return Err(Status::bad_request(
                 "the object provided is unrecognized: it is no JSON object",
