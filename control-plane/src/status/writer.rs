@@ -132,7 +132,8 @@ impl Writer {
             .map(drop)
     }
 
-    /// With the UID, so that a pod made anew under the name is left alone.
+    /// With the UID, so that a pod made anew under the name is left alone. Through the status, which takes annotations too:
+    /// who may write that cannot change what a pod runs.
     async fn pod(
         &self,
         name: &ObjectName,
@@ -145,7 +146,7 @@ impl Writer {
             field_manager: Some(MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        api.patch(&name.name, &params, &Patch::Merge(patch))
+        api.patch_status(&name.name, &params, &Patch::Merge(patch))
             .await
             .map(drop)
     }
@@ -202,9 +203,16 @@ fn classify(error: &kube::Error) -> Attempt {
     match error {
         kube::Error::Api(status) => match status.code {
             404 | 409 => Attempt::Outdated,
+            422 if names_another(status) => Attempt::Outdated,
             429 | 503 => Attempt::Overloaded,
             _ => Attempt::Failed,
         },
         _ => Attempt::Failed,
     }
+}
+
+/// Whether a patch was for an object that is no more: its UID cannot become that of the one made anew under the name.
+fn names_another(status: &kube::core::Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.field == "metadata.uid")
 }
