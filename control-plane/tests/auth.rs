@@ -157,6 +157,8 @@ async fn tokens_of_others_are_refused() {
     let other_set = cluster.daemon_set(&world.namespace, "other-agent").await;
     let mut forged_set = world.daemon_set.clone();
     forged_set.metadata.uid = Some("00000000-0000-0000-0000-000000000000".to_owned());
+    // Without its labels, by which a real DaemonSet would adopt the pod once a garbage collector has taken the owner away.
+    forged_set.spec = None;
 
     let stranger = world
         .new_pod("stranger")
@@ -172,7 +174,12 @@ async fn tokens_of_others_are_refused() {
         .await;
     let alone = world.new_pod("alone").create().await;
     let of_other = world.new_pod("of-other").owned_by(&other_set).create().await;
-    let forged = world.new_pod("forged").owned_by(&forged_set).create().await;
+    let forged = world
+        .new_pod("forged")
+        .owned_by(&forged_set)
+        .kept_by(&world.node)
+        .create()
+        .await;
     let nowhere = cluster
         .pod(&world.namespace, "nowhere")
         .account(ACCOUNT)

@@ -11,10 +11,13 @@ use weir_control::status::NODE_TAINT;
 
 use crate::replica::{Replica, TAINTED};
 
+/// Without those of Kubernetes' own, which a real cluster's controllers put on and take away meanwhile.
 async fn taints(nodes: &Api<Node>, name: &str) -> Vec<String> {
     let node = nodes.get(name).await.unwrap();
     let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
-    taints.into_iter().map(|taint| taint.key).collect()
+    let keys = taints.into_iter().map(|taint| taint.key);
+    keys.filter(|key| !key.starts_with("node.kubernetes.io/"))
+        .collect()
 }
 
 async fn ready(nodes: &Api<Node>, name: &str, status: &str) {

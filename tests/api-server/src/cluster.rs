@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write as _,
     path::PathBuf,
     sync::{Mutex, Once, PoisonError},
     thread,
@@ -27,6 +28,9 @@ pub const KUBECONFIG: &str = "WEIR_TEST_KUBECONFIG";
 /// How long controllers of a real cluster may take for what the stand-in does at once.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
+
+/// Where the addresses of pods are on every node that tests make: the ranges for documentation (RFC 5737, RFC 3849).
+const POD_RANGES: [&str; 2] = ["192.0.2.0/24", "2001:db8::/64"];
 
 static ANNOUNCED: Once = Once::new();
 
@@ -96,7 +100,14 @@ impl TestCluster {
             version: version.git_version,
             made: Mutex::default(),
         };
-        ANNOUNCED.call_once(|| eprintln!("API server: {}", cluster.describe()));
+        ANNOUNCED.call_once(|| {
+            // Not by `eprintln`, of which nothing is shown where the test passes.
+            let _ = writeln!(
+                std::io::stderr(),
+                "API server of these tests: {}",
+                cluster.describe()
+            );
+        });
         cluster
     }
 
@@ -187,7 +198,11 @@ impl TestCluster {
             "metadata": {"name": name, "labels": {
                 "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", TEST_NODE: "true",
             }},
-            "spec": {"taints": [{"key": TEST_NODE, "effect": "NoSchedule"}]},
+            "spec": {
+                "taints": [{"key": TEST_NODE, "effect": "NoSchedule"}],
+                // As a cluster's network would say it, or a real cluster might say another.
+                "podCIDR": POD_RANGES[0], "podCIDRs": POD_RANGES,
+            },
         }));
         let nodes = Api::<Node>::all(self.client());
         nodes.create(&PostParams::default(), &node).await.expect("a node")

@@ -318,6 +318,17 @@ impl NewPod<'_> {
         self
     }
 
+    /// In the care of this node as well, so that a garbage collector lets it be whatever became of its other owner.
+    #[must_use]
+    pub fn kept_by(mut self, node: &Node) -> Self {
+        let owner = json!({"apiVersion": "v1", "kind": "Node", "name": node.name_any(), "uid": node.uid()});
+        match self.metadata["ownerReferences"].as_array_mut() {
+            Some(owners) => owners.push(owner),
+            None => self.metadata["ownerReferences"] = json!([owner]),
+        }
+        self
+    }
+
     /// Makes it, with its status where it has addresses.
     ///
     /// # Panics
