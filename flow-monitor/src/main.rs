@@ -155,7 +155,10 @@ async fn agents_for(
     };
     let cluster = Cluster::new(options).await?;
     if let (Some(pod), None) = (pod, &node)
-        && let Some(node) = cluster.node_of(pod).await?
+        && let Some(node) = cluster
+            .node_of(pod)
+            .await
+            .map_err(|why| cluster.unreachable(why))?
     {
         match cluster.agents(Some(&node)).await {
             Ok(agents) if agents.missing.is_empty() => return Ok(agents),

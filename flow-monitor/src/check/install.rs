@@ -32,7 +32,7 @@ pub(crate) fn definitions(definitions: &[CustomResourceDefinition]) -> Vec<Findi
             findings.push(Finding::fail(
                 ABOUT,
                 what,
-                "install the definitions of daemonset/crds",
+                "install the definitions that come with Weir",
             ));
             continue;
         };

@@ -27,7 +27,6 @@ use self::{
     finding::{Finding, Level},
 };
 use crate::{
-    agent::Unreachable,
     cluster::Cluster,
     status::Output,
     target::{Options, Usage},
@@ -85,8 +84,7 @@ async fn cluster(options: &Options) -> anyhow::Result<Vec<Finding>> {
     let version = cluster.answer(cluster.client.apiserver_version()).await;
     let version = match version {
         Ok(version) => version,
-        Err(why) if why.is_answer() => bail!(why),
-        Err(why) => bail!(Unreachable::Cluster(format!("cluster {}: {why}", cluster.name))),
+        Err(why) => return Err(cluster.unreachable(why)),
     };
     let facts = Facts::fetch(&cluster).await;
     let mut findings = vec![api_server::version(&version)];

@@ -85,6 +85,14 @@ impl Cluster {
         })
     }
 
+    /// That the API server did not answer, by the name of the cluster, or its refusal.
+    pub(crate) fn unreachable(&self, why: ApiError) -> anyhow::Error {
+        if why.is_answer() {
+            return why.into();
+        }
+        Unreachable::Cluster(format!("cluster {}: {why}", self.name)).into()
+    }
+
     /// Waits for an answer of the API server, for as long as it may take.
     ///
     /// # Errors
@@ -108,7 +116,7 @@ pub(crate) enum ApiError {
     Silent,
     /// Its own words, or why there are none.
     #[error("{}", text(.0))]
-    Kube(#[source] kube::Error),
+    Kube(kube::Error),
 }
 
 impl ApiError {
@@ -141,17 +149,14 @@ fn text(error: &kube::Error) -> String {
                 _ => format!("the API server did not forward its port: {code}"),
             }
         }
-        other => {
-            let mut text = other.to_string();
-            let mut source = std::error::Error::source(other);
-            while let Some(inner) = source {
-                let inner_text = inner.to_string();
-                if !text.contains(&inner_text) {
-                    text = format!("{text}: {inner_text}");
-                }
-                source = inner.source();
+        kube::Error::Service(why) => {
+            // The layers say nothing that the innermost does not say better.
+            let mut inner: &dyn std::error::Error = why.as_ref();
+            while let Some(source) = inner.source() {
+                inner = source;
             }
-            text
+            format!("the API server cannot be reached: {inner}")
         }
+        other => other.to_string(),
     }
 }

@@ -19,7 +19,6 @@ use weir::style::{BOLD, GOOD, WARN, clean, paint};
 
 use self::plan::{Plan, plan};
 use crate::{
-    agent::Unreachable,
     cluster::Cluster,
     mesh::{ENROLLED, GROUP, SWITCH, VERSION, has_ended, is_enrolled},
     target::{Options, Usage},
@@ -116,8 +115,7 @@ impl Rollback {
         let namespace = match found {
             Ok(Some(namespace)) => namespace,
             Ok(None) => bail!("there is no namespace {} in {}", self.namespace, cluster.name),
-            Err(why) if why.is_answer() => bail!(why),
-            Err(why) => bail!(Unreachable::Cluster(format!("cluster {}: {why}", cluster.name))),
+            Err(why) => return Err(cluster.unreachable(why)),
         };
         let pods = self.pods(cluster).await?;
         let kind = kube::core::GroupVersionKind::gvk(GROUP, VERSION, "PeerAuthentication");

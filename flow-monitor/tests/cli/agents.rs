@@ -226,6 +226,18 @@ async fn where_nobody_answers_the_exit_code_is_3_and_it_does_not_take_long() {
         assert_eq!(ran.code, 3);
         assert!(ran.err.contains(says), "{says}");
     }
+    let explain = ["explain", "--from", "web", "--to", "api", "--port", "80"];
+    for arguments in [&["check"][..], &["rollback", "shop"], &explain] {
+        let mut command = weir();
+        command.args(arguments).arg("--kubeconfig").arg(nobody.path());
+        let ran = Ran::of(command.output().unwrap());
+        assert_eq!(ran.code, 3, "{arguments:?}");
+        assert_eq!(
+            ran.err.matches("Connection refused").count(),
+            1,
+            "said once: {arguments:?}"
+        );
+    }
     assert!(since.elapsed() < Duration::from_secs(5));
 }
 

@@ -1,5 +1,11 @@
 //! The command as its users run it, against an API server in memory, or a real one where that can be.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failed step is a failed test"
+)]
+
 mod agents;
 mod check;
 mod rollback;
