@@ -125,9 +125,13 @@ impl ApiError {
         matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 404)
     }
 
-    /// Whether the object is not the one that was meant.
-    pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409)
+    /// Whether a patch with a UID met another object of the name: the UID is a field that cannot be changed.
+    pub(crate) fn names_another(&self) -> bool {
+        let Self::Kube(kube::Error::Api(status)) = self else {
+            return false;
+        };
+        let mut causes = status.details.iter().flat_map(|details| &details.causes);
+        status.code == 422 && causes.any(|cause| cause.field == "metadata.uid")
     }
 
     /// Whether the API server has answered at all.
@@ -158,5 +162,44 @@ fn text(error: &kube::Error) -> String {
             format!("the API server cannot be reached: {inner}")
         }
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::{
+        Api,
+        api::{Patch, PatchParams},
+    };
+    use serde_json::json;
+    use weir_api_server::TestCluster;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_patch_of_a_pod_made_anew_is_told_from_what_else_is_refused() {
+        let cluster = TestCluster::new().await;
+        let namespace = cluster.namespace("anew").await;
+        let pods = Api::<Pod>::namespaced(cluster.client(), &namespace);
+        cluster.pod(&namespace, "web").create().await;
+        let refused = async |patch| {
+            let params = PatchParams::default();
+            ApiError::Kube(
+                pods.patch("web", &params, &Patch::Merge(patch))
+                    .await
+                    .unwrap_err(),
+            )
+        };
+        assert!(
+            refused(json!({"metadata": {"uid": "of-another"}}))
+                .await
+                .names_another()
+        );
+        assert!(
+            !refused(json!({"metadata": {"resourceVersion": "1"}}))
+                .await
+                .names_another()
+        );
     }
 }

@@ -161,7 +161,7 @@ impl Rollback {
             match cluster.answer(pods.patch(&change.name, &params, &patch)).await {
                 Ok(_) => {}
                 // It has gone by itself, or is another one.
-                Err(why) if why.is_absent() || why.is_conflict() => {}
+                Err(why) if why.is_absent() || why.names_another() => {}
                 Err(why) => {
                     failed += 1;
                     anstream::eprintln!("weir: pod {}: {}", change.name, clean(&why.to_string()));
