@@ -125,6 +125,11 @@ impl ApiError {
         matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 404)
     }
 
+    /// Whether the object is no more as it was when it was read.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409)
+    }
+
     /// Whether a patch with a UID met another object of the name: the UID is a field that cannot be changed.
     pub(crate) fn names_another(&self) -> bool {
         let Self::Kube(kube::Error::Api(status)) = self else {
