@@ -14,7 +14,7 @@ use prometheus::Registry;
 use rustls_pki_types::CertificateRevocationListDer;
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
     metrics::{Expiry, KeyMetrics},
     secret::{AuthoritySecret, contents, wipe},
 };
+use crate::watch::SETTLED;
 
 /// How often revocation lists are signed anew: often enough that many attempts fit into a list's life.
 const SIGN_LISTS: Duration = Duration::from_secs(3600);
@@ -41,6 +42,16 @@ pub enum Source {
 
 /// Revocation lists, DER, one of each authority whose certificates live.
 pub type RevocationLists = Arc<[CertificateRevocationListDer<'static>]>;
+
+/// The Secret's watch broke, and nothing says yet that it goes on: where nothing changes, nothing ever does.
+struct Broken {
+    /// What was wrong before.
+    before: Option<String>,
+    /// What is said of it.
+    problem: String,
+    /// When it will have had no error for long enough.
+    settled: Instant,
+}
 
 /// The authority that is in force.
 pub struct Keys {
@@ -106,22 +117,37 @@ impl Keys {
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Contents that were not fit when they came.
         let mut unfit: Option<Contents> = None;
+        let mut broken: Option<Broken> = None;
         loop {
+            let settled = broken.as_ref().map_or_else(Instant::now, |broken| broken.settled);
             tokio::select! {
+                () = sleep_until(settled), if broken.is_some() => {
+                    if let Some(broken) = broken.take()
+                        && self.problem() == Some(broken.problem)
+                    {
+                        self.report(broken.before);
+                    }
+                }
                 _ = sign.tick() => self.sign_lists(),
                 _ = retry.tick(), if unfit.is_some() => {
                     unfit = unfit.filter(|contents| self.put_into_force(contents).is_err());
                 }
                 seen = stream.next() => match seen {
-                    Some(Ok(Some(secret))) => unfit = self.take(secret),
+                    Some(Ok(Some(secret))) => {
+                        broken = None;
+                        unfit = self.take(secret);
+                    }
                     Some(Ok(None)) => {
-                        unfit = None;
+                        (broken, unfit) = (None, None);
                         let name = self.secret.display();
                         self.report(Some(format!("the Secret {name} is gone or not there yet")));
                     }
                     Some(Err(error)) => {
                         let name = self.secret.display();
-                        self.report(Some(format!("the Secret {name} cannot be watched: {error}")));
+                        let problem = format!("the Secret {name} cannot be watched: {error}");
+                        let before = broken.map_or_else(|| self.problem(), |broken| broken.before);
+                        self.report(Some(problem.clone()));
+                        broken = Some(Broken { before, problem, settled: Instant::now() + SETTLED });
                     }
                     // The watcher's stream has no end.
                     None => std::future::pending().await,

@@ -12,8 +12,8 @@ use kube::{
     Api, Resource,
     api::{DynamicObject, ObjectMeta},
     runtime::{
-        WatchStreamExt as _,
-        watcher::{self, watcher},
+        utils::Backoff,
+        watcher::{self, DefaultBackoff, watcher},
     },
 };
 use prometheus::IntGauge;
@@ -36,6 +36,9 @@ const WATCH_TIMEOUT: u32 = 290;
 pub const QUEUE: usize = 256;
 /// An error that lasts is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// A watch that was interrupted and has had no error for this long goes on: where nothing changes, nothing says so. Longer
+/// than connecting may take, which is 30 seconds.
+pub(crate) const SETTLED: Duration = Duration::from_secs(60);
 /// Not found: the kind is not there.
 const NOT_FOUND: u16 = 404;
 
@@ -85,8 +88,9 @@ where
     N: Clone + Eq + Hash,
 {
     let config = watcher::Config::default().page_size(PAGE).timeout(WATCH_TIMEOUT);
-    let events = watcher(api, config).default_backoff();
-    Watch::new(convert, failing).follow(events, batches).await;
+    Watch::new(convert, failing)
+        .follow(watcher(api, config), batches, DefaultBackoff::default())
+        .await;
 }
 
 struct Watch<K, N> {
@@ -101,6 +105,8 @@ struct Watch<K, N> {
     /// 1 while what is new does not arrive.
     failing: IntGauge,
     logged: Option<tokio::time::Instant>,
+    /// Whether it was said that nobody defines the kind.
+    is_absent: bool,
 }
 
 // === impl Watch ===
@@ -119,6 +125,7 @@ where
             is_listing: false,
             failing,
             logged: None,
+            is_absent: false,
         }
     }
 
@@ -126,15 +133,37 @@ where
         &mut self,
         events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>>,
         batches: mpsc::Sender<Batch>,
+        mut pauses: impl Backoff,
     ) {
         let mut events = std::pin::pin!(events);
-        while let Some(event) = events.next().await {
+        let mut pause = None;
+        loop {
+            // Here, not as the watcher's own: that takes the beginning of each list for success, and never waits for longer.
+            if let Some(pause) = pause.take() {
+                tokio::time::sleep(pause).await;
+            }
+            let is_resuming = self.failing.get() != 0 && !self.is_listing;
+            let longest = if is_resuming { SETTLED } else { Duration::MAX };
+            let Ok(event) = tokio::time::timeout(longest, events.next()).await else {
+                self.failing.set(0);
+                pauses.reset();
+                continue;
+            };
+            let Some(event) = event else {
+                return;
+            };
             let batch = match event {
                 Ok(event) => {
-                    self.failing.set(0);
+                    if !matches!(event, watcher::Event::Init) {
+                        self.failing.set(0);
+                        pauses.reset();
+                    }
                     self.take(event)
                 }
-                Err(error) => self.failed(&error),
+                Err(error) => {
+                    pause = pauses.next();
+                    self.failed(&error)
+                }
             };
             if let Some(batch) = batch
                 && batches.send(batch).await.is_err()
@@ -223,20 +252,31 @@ where
 
     /// A kind that is defined by nobody has no objects; all other errors pass, or are for people to see.
     fn failed(&mut self, error: &watcher::Error) -> Option<Batch> {
+        // Where something of the kind was known, it is the API server that knows no better for the moment: deleting a kind
+        // deletes its objects first.
+        if self.convert.may_be_absent && self.known.is_empty() && is_not_found(error) {
+            self.failing.set(0);
+            if !self.is_absent {
+                self.is_absent = true;
+                tracing::info!(kind = self.convert.kind, "the cluster does not have the kind yet");
+            }
+            return Some(self.batch(true));
+        }
         let now = tokio::time::Instant::now();
         self.failing.set(1);
         if self.logged.is_none_or(|last| now - last >= LOG_INTERVAL) {
             self.logged = Some(now);
             tracing::warn!(kind = self.convert.kind, %error, "watching is interrupted; trying again");
         }
-        let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else {
-            return None;
-        };
-        // Where something of the kind was known, it is the API server that knows no better for the moment: deleting a kind
-        // deletes its objects first.
-        let is_absent = status.code == NOT_FOUND && self.convert.may_be_absent && self.known.is_empty();
-        is_absent.then(|| self.batch(true))
+        None
     }
+}
+
+fn is_not_found(error: &watcher::Error) -> bool {
+    matches!(
+        error,
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == NOT_FOUND
+    )
 }
 
 #[cfg(test)]

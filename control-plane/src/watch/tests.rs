@@ -97,9 +97,59 @@ fn a_kind_that_nobody_defines_has_no_objects_and_one_that_was_there_keeps_them()
     assert!(absent.failed(&error(500)).is_none(), "it may be back in a moment");
     assert_eq!(absent.failing.get(), 1);
     assert_eq!(told(absent.failed(&error(404))), (Vec::new(), true));
+    assert_eq!(absent.failing.get(), 0, "nothing is missed");
     let mut known = watch();
     known.take(watcher::Event::Init);
     known.take(watcher::Event::InitApply(namespace("a", false)));
     known.take(watcher::Event::InitDone);
     assert!(known.failed(&error(404)).is_none());
+    assert_eq!(known.failing.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_fails_again_and_again_is_asked_for_ever_more_rarely() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let asked = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    // As a watcher does: each try begins with a list.
+    let events = futures_util::stream::iter(0..).map(move |number| {
+        if number % 2 == 0 {
+            count.fetch_add(1, Ordering::Relaxed);
+            return Ok(watcher::Event::Init);
+        }
+        let status = kube::core::Status::failure("no", "no").with_code(403);
+        Err(watcher::Error::InitialListFailed(kube::Error::Api(Box::new(
+            status,
+        ))))
+    });
+    let mut watch = watch();
+    let (batches, _kept) = mpsc::channel(QUEUE);
+    let following = watch.follow(events, batches, DefaultBackoff::default());
+    let hour = tokio::time::timeout(Duration::from_secs(3600), following).await;
+    assert!(hour.is_err(), "it never ends");
+    let tries = asked.load(Ordering::Relaxed);
+    assert!((60..=300).contains(&tries), "{tries} tries in an hour");
+    assert_eq!(watch.failing.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_taken_up_again_fails_no_more_though_nothing_changes() {
+    let lost = || watcher::Error::WatchStartFailed(kube::Error::LinesCodecMaxLineLengthExceeded);
+    let events = vec![
+        Ok(watcher::Event::Init),
+        Ok(watcher::Event::InitDone),
+        Err(lost()),
+        Err(lost()),
+    ];
+    let events = futures_util::stream::iter(events).chain(futures_util::stream::pending());
+    let mut watch = watch();
+    let failing = watch.failing.clone();
+    let (batches, _kept) = mpsc::channel(QUEUE);
+    let following = watch.follow(events, batches, DefaultBackoff::default());
+    let mut following = std::pin::pin!(following);
+    for (seconds, expected) in [(50, 1), (50, 0)] {
+        let part = tokio::time::timeout(Duration::from_secs(seconds), &mut following);
+        assert!(part.await.is_err());
+        assert_eq!(failing.get(), expected);
+    }
 }
