@@ -174,6 +174,9 @@ const BUILT_IN: &[Row] = &[
     ),
 ];
 
+/// Groups, with their version, of which nothing is stored.
+const REVIEWS: &[(&str, &str)] = &[("authentication.k8s.io", "v1"), ("authorization.k8s.io", "v1")];
+
 /// Every resource that is served at present.
 #[derive(Debug)]
 pub(crate) struct Registry(Vec<Arc<Resource>>);
@@ -208,6 +211,16 @@ impl Registry {
         found.cloned()
     }
 
+    /// Whether the server itself has resources of a group.
+    pub(crate) fn has_built_in(&self, group: &str) -> bool {
+        let reviews = REVIEWS.iter().any(|&(one, _)| one == group);
+        reviews
+            || self
+                .0
+                .iter()
+                .any(|one| one.custom.is_none() && one.group == group)
+    }
+
     /// Any version of what is stored under a name.
     pub(crate) fn stored_as(&self, storage: &str) -> Option<Arc<Resource>> {
         self.0.iter().find(|one| one.storage() == storage).cloned()
@@ -239,8 +252,8 @@ pub(crate) fn groups(registry: &Registry) -> Vec<(String, Vec<String>)> {
             versions.push(resource.version.clone());
         }
     }
-    for (group, more) in [("authentication.k8s.io", "v1"), ("authorization.k8s.io", "v1")] {
-        groups.entry(group).or_default().push(more.to_owned());
+    for (group, version) in REVIEWS {
+        groups.entry(group).or_default().push((*version).to_owned());
     }
     let ordered = groups.into_iter().map(|(group, mut versions)| {
         versions.sort_by_key(|version| version_priority(version));

@@ -242,3 +242,19 @@ async fn the_kubeconfig_leads_to_the_server() {
         assert_eq!(send(&cluster.client(), "GET", path, "", b"").await.0, 200);
     }
 }
+
+#[tokio::test]
+async fn what_is_served_nowhere_is_said_with_a_status_only_by_the_groups_of_the_server() {
+    let cluster = TestCluster::new().await;
+    let client = cluster.client();
+    for (path, has_status) in [
+        ("/api/v1/nonsense", true),
+        ("/api/v1/namespaces/default/nodes/x", true),
+        ("/apis/apps/v9/daemonsets", true),
+        ("/apis/none.weir.dev/v1/things", false),
+        ("/nonsense", false),
+    ] {
+        let (code, status) = send(&client, "GET", path, "application/json", b"").await;
+        assert_eq!((code, status["kind"] == "Status"), (404, has_status), "{path}");
+    }
+}

@@ -41,6 +41,12 @@ pub(crate) struct Core {
     next_address: u16,
 }
 
+/// The answer where nothing is served, which is no Status.
+const NOWHERE: Reply = Reply::Text {
+    code: 404,
+    body: "404 page not found\n",
+};
+
 /// An answer.
 #[derive(Debug)]
 pub(crate) enum Reply {
@@ -240,13 +246,23 @@ impl Core {
                 _ => Err(Status::method_not_allowed()),
             };
         }
-        let target = Target::parse(&request.path).ok_or_else(Status::no_such_path)?;
+        let Some(target) = Target::parse(&request.path) else {
+            return Ok(NOWHERE);
+        };
         check_content_type(request)?;
         if let Some(reply) = self.review(request, &target, &user, now)? {
             return Ok(reply);
         }
         let found = self.registry.find(&target.group, &target.version, &target.plural);
-        let resource = found.ok_or_else(Status::no_such_path)?;
+        let Some(resource) = found else {
+            // Groups of its own know what they do not have; of others nothing is known that could say it.
+            let is_own = self.registry.has_built_in(&target.group);
+            return if is_own {
+                Err(Status::no_such_path())
+            } else {
+                Ok(NOWHERE)
+            };
+        };
         let named_or_listed = target.name.is_some() || request.method == "POST";
         if !resource.namespaced && !target.namespace.is_empty()
             || resource.namespaced && target.namespace.is_empty() && named_or_listed
