@@ -6,6 +6,7 @@ pub mod ads;
 pub mod auth;
 pub mod ca;
 pub mod cluster;
+pub mod command;
 pub mod compile;
 pub mod crd;
 pub mod engine;

@@ -2,11 +2,12 @@
 
 use std::{net::SocketAddr, process::ExitCode};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use weir_admin::LogOptions;
 use weir_control::{
     auth::AgentAccount,
     ca::{SecretName, Source},
+    command,
     compile::Settings,
     run::{self, Options},
 };
@@ -37,7 +38,13 @@ struct Arguments {
     #[arg(long = "server-name", value_name = "NAME", default_values = ["weir-control.weir-system.svc", "weir-control.weir-system"])]
     server_names: Vec<String>,
     /// Trust domain of the mesh, the first part of every identity.
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DOMAIN",
+        default_value = "cluster.local",
+        env = "WEIR_TRUST_DOMAIN"
+    )]
     trust_domain: TrustDomain,
     /// The cluster's name in the names of workloads.
     #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
@@ -64,7 +71,7 @@ struct Arguments {
     #[arg(long, value_enum, default_value = "own")]
     authority: Authority,
     /// The Secret with the authority's key: namespace/name. The namespace must be one that agents cannot read.
-    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "weir-authority/weir-authority", value_parser = secret)]
+    #[arg(long, global = true, value_name = "NAMESPACE/NAME", default_value = "weir-authority/weir-authority", env = "WEIR_AUTHORITY_SECRET", value_parser = secret)]
     authority_secret: (String, String),
     /// Policies of Istio's security.istio.io count too.
     #[arg(long)]
@@ -78,6 +85,20 @@ struct Arguments {
     instance: String,
     #[command(flatten)]
     log: LogOptions,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look after the authority: rotate its root, revoke identities and certificates.
+    #[command(
+        subcommand,
+        after_help = "Examples, with the rights of weir-control itself:\n  \
+            kubectl -n weir-system exec deploy/weir-control -- /weir-control authority status\n  \
+            kubectl -n weir-system exec deploy/weir-control -- /weir-control authority prepare"
+    )]
+    Authority(command::Authority),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -130,6 +151,17 @@ impl From<Arguments> for Options {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Authority(command)) = &arguments.command {
+        let (namespace, name) = arguments.authority_secret;
+        let secret = SecretName { namespace, name };
+        return match command::run(command, secret, arguments.trust_domain) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("weir-control: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let started = arguments.log.start();
     if let Err(error) = started.and_then(|()| run::run(arguments.into())) {
         eprintln!("weir-control: {error:#}");

@@ -75,11 +75,13 @@ fn change(object: &mut Object, settings: &Settings) {
             for container in containers(object) {
                 image(container, settings);
                 arguments(container, settings);
-                if let (Some(path), "DaemonSet") = (&settings.agent_cgroup, kind.as_str())
-                    && let Some(variables) = container["env"].as_array_mut()
-                {
-                    variables.retain(|variable| variable["name"] != "WEIR_CGROUP");
-                    variables.push(json!({"name": "WEIR_CGROUP", "value": path}));
+                let (name, value) = match kind.as_str() {
+                    "DaemonSet" => ("WEIR_CGROUP", &settings.agent_cgroup),
+                    _ => ("WEIR_TRUST_DOMAIN", &settings.trust_domain),
+                };
+                if let (Some(value), Some(variables)) = (value, container["env"].as_array_mut()) {
+                    variables.retain(|variable| variable["name"] != name);
+                    variables.push(json!({"name": name, "value": value}));
                 }
             }
         }
@@ -131,14 +133,6 @@ fn arguments(container: &mut Value, settings: &Settings) {
     let Some(arguments) = container["args"].as_array_mut() else {
         return;
     };
-    if let Some(domain) = &settings.trust_domain {
-        arguments.retain(|argument| {
-            !argument
-                .as_str()
-                .is_some_and(|text| text.starts_with("--trust-domain="))
-        });
-        arguments.push(json!(format!("--trust-domain={domain}")));
-    }
     if settings.istio_policies == Some(true) {
         arguments.push(json!("--istio-policies"));
     }
@@ -159,24 +153,22 @@ impl Settings {
         });
         let arguments = control.iter().filter_map(|one| one["args"].as_array()).flatten();
         let arguments: Vec<_> = arguments.filter_map(Value::as_str).collect();
-        let variables = agent.iter().filter_map(|one| one["env"].as_array()).flatten();
-        let mut cgroup = variables.filter(|variable| variable["name"] == "WEIR_CGROUP");
+        let variable = |container: &Option<Value>, name: &str| {
+            let mut variables = container.as_ref()?["env"].as_array()?.iter();
+            let found = variables.find(|variable| variable["name"] == name)?;
+            Some(found["value"].as_str()?.to_owned())
+        };
         Self {
             registry,
             // That of the new version.
             tag: None,
             pull_policy: text(&agent, "imagePullPolicy"),
-            trust_domain: arguments
-                .iter()
-                .find_map(|argument| argument.strip_prefix("--trust-domain="))
-                .map(str::to_owned),
+            trust_domain: variable(&control, "WEIR_TRUST_DOMAIN"),
             istio_policies: (!arguments.is_empty()).then(|| arguments.contains(&"--istio-policies")),
             replicas: deployment
                 .and_then(|object| object["spec"]["replicas"].as_u64())
                 .and_then(|count| count.try_into().ok()),
-            agent_cgroup: cgroup
-                .next()
-                .and_then(|one| Some(one["value"].as_str()?.to_owned())),
+            agent_cgroup: variable(&agent, "WEIR_CGROUP"),
         }
     }
 
@@ -223,8 +215,10 @@ mod tests {
         let control = &deployment["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(control["image"], "registry.example/mesh/weir-control:9");
         let text = control["args"].to_string();
+        let variables = control["env"].to_string();
         assert!(
-            text.contains("--trust-domain=example.org") && !text.contains("cluster.local\",\"--cluster=")
+            variables.contains("example.org") && !variables.contains("cluster.local"),
+            "{variables}"
         );
         assert!(text.contains("--istio-policies"), "{text}");
         assert_eq!(deployment["spec"]["replicas"], 3);

@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 
 mod bulk;
+mod capture;
 mod connect;
 mod echo;
+mod find;
 mod http;
 mod latency;
 mod many;
@@ -49,6 +51,10 @@ enum Program {
     Many(many::Client),
     /// Makes one connection in a particular way and says what it saw.
     Connect(connect::Connect),
+    /// Looks at what passes a link for a while, and says what it was.
+    Capture(capture::Link),
+    /// Prints files and folders below a folder whose name or text holds something.
+    Find(find::Find),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -66,5 +72,7 @@ fn main() -> anyhow::Result<()> {
         Program::NameServer(server) => server.run(),
         Program::Many(client) => client.run(),
         Program::Connect(connect) => connect.run(),
+        Program::Capture(link) => link.run(),
+        Program::Find(find) => find.run(),
     }
 }

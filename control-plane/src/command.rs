@@ -1,0 +1,132 @@
+//! `weir-control authority`: operations on the authority's Secret, for its operator.
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use kube::Client;
+use weir_types::{Identity, TrustDomain};
+
+use crate::ca::{AuthoritySecret, AuthorityStatus, NextAuthority, Phase, Reason, SecretName, Serial};
+
+/// What is done with the authority.
+#[derive(Debug, Subcommand)]
+pub enum Authority {
+    /// Say where a rotation stands, when roots and authority end, and what is revoked.
+    Status,
+    /// First step of a rotation: make a new root, and have agents trust it besides the old one.
+    Prepare,
+    /// Second step, a day later: the new root signs.
+    Activate(Force),
+    /// Third step, a day later: the old root is not trusted any more.
+    Retire(Force),
+    /// Take the first step back.
+    Abandon,
+    /// Revoke an identity, or one certificate.
+    Revoke(Revoke),
+    /// Issue to an identity again.
+    Restore {
+        /// The identity: spiffe://...
+        identity: Identity,
+    },
+}
+
+/// Whether to wait.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Force {
+    /// Also where certificates of the root that goes may still be in use: their connections end.
+    #[arg(long)]
+    force: bool,
+}
+
+/// What to revoke.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Revoke {
+    /// No certificate is issued for this identity any more: spiffe://...
+    #[arg(long)]
+    identity: Option<Identity>,
+    /// The certificate with this serial number, in hexadecimal, as `weir status` shows it.
+    #[arg(long)]
+    serial: Option<Serial>,
+}
+
+/// Does it, and says what came of it.
+///
+/// # Errors
+/// When the Secret or the API server do not allow it: what, and what to do.
+pub fn run(command: &Authority, name: SecretName, trust_domain: TrustDomain) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let client = Client::try_default()
+            .await
+            .context("the API server cannot be found: no service account, and no KUBECONFIG")?;
+        let secret = AuthoritySecret::new(client, name, trust_domain);
+        change(command, &secret, Timestamp::now()).await?;
+        show(&secret.status(Timestamp::now()).await?);
+        Ok(())
+    })
+}
+
+async fn change(command: &Authority, secret: &AuthoritySecret, now: Timestamp) -> anyhow::Result<()> {
+    match command {
+        Authority::Status => {}
+        Authority::Prepare => secret.begin(NextAuthority::Generate, now).await?,
+        Authority::Activate(how) => secret.activate(now, how.force).await?,
+        Authority::Retire(how) => secret.retire(now, how.force).await?,
+        Authority::Abandon => secret.abandon(now).await?,
+        Authority::Revoke(Revoke {
+            identity: Some(identity),
+            ..
+        }) => {
+            secret
+                .revoke(now, |revoked| revoked.add_identity(identity.clone(), now))
+                .await?;
+        }
+        Authority::Revoke(Revoke {
+            serial: Some(serial), ..
+        }) => {
+            secret
+                .revoke_serial(serial.clone(), Reason::Unspecified, now)
+                .await?;
+        }
+        // Excluded by the group.
+        Authority::Revoke(_) => {}
+        Authority::Restore { identity } => {
+            secret
+                .revoke(now, |revoked| {
+                    revoked.remove_identity(identity);
+                    Ok(())
+                })
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+fn show(status: &AuthorityStatus) {
+    let phase = match status.phase {
+        Phase::Stable => "no rotation",
+        Phase::Prepared => "a new root is prepared: agents trust both, the old one signs",
+        Phase::Activated => "the new root signs: agents still trust the old one",
+    };
+    println!("rotation     {phase}");
+    if let Some(next) = status.next_possible {
+        let step = if status.phase == Phase::Prepared {
+            "activate"
+        } else {
+            "retire"
+        };
+        println!("next step    {step}, from {next:.0} on");
+    }
+    println!(
+        "roots        {}, the first ends {:.0}",
+        status.roots, status.roots_end
+    );
+    println!("authority    ends {:.0}", status.authority_end);
+    println!(
+        "revoked      {} identities, {} certificates",
+        status.revoked_identities, status.revoked_serials
+    );
+}
