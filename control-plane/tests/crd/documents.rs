@@ -12,7 +12,7 @@ use crate::validator::Validator;
 
 /// Who refuses a document.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Refused {
+pub(crate) enum Refused {
     /// Nobody.
     No,
     /// The API server, and the compiler too.
@@ -87,160 +87,167 @@ fn when(key: &str, values: Value) -> Value {
     json!({"rules": [{"when": [{"key": key, "values": values}]}]})
 }
 
-#[test]
-fn the_api_server_refuses_what_the_compiler_of_authorization_policies_refuses() {
+/// Specs of AuthorizationPolicies, and who refuses them.
+pub(crate) fn authorization_policies() -> Vec<(Value, Refused)> {
     let long = "a".repeat(600);
     let many: Vec<Value> = (0..513).map(|n| json!(format!("a{n}"))).collect();
-    table(
-        "AuthorizationPolicy",
-        &[
-            (json!({}), No),
-            (json!({"rules": []}), No),
-            (json!({"rules": [{}]}), No),
-            (json!({"action": "DENY", "dryRun": true}), No),
-            (json!({"action": "AUDIT"}), Both),
-            (json!({"action": "deny"}), Both),
-            (json!({"action": "CUSTOM", "provider": {"name": "x"}}), Both),
-            (json!({"dryRun": "yes"}), Both),
-            (json!({"rule": []}), Both),
-            (json!({"rules": {}}), Both),
-            (json!({"rules": [{"form": []}]}), Both),
-            (json!({"selector": {}}), No),
-            (json!({"selector": {"matchLabels": {"app": "web"}}}), No),
-            (json!({"selector": {"matchLabels": {"app": ""}}}), No),
-            (json!({"selector": {"matchLabels": {"app": "we*"}}}), ServerOnly),
-            (json!({"selector": {"matchLabels": {"ap*": "web"}}}), ServerOnly),
-            (json!({"selector": {"matchLabels": {"": "web"}}}), ServerOnly),
-            (json!({"selector": {"matchExpressions": []}}), Both),
-            // An emptied list matches everything.
-            (json!({"rules": [{"from": []}]}), ServerOnly),
-            (source(json!({"principals": []})), Both),
-            (source(json!({"principals": [], "namespaces": ["a"]})), ServerOnly),
-            (source(json!({})), Both),
-            (json!({"rules": [{"from": [{}]}]}), Both),
-            (operation(json!({})), Both),
-            (json!({"rules": [{"to": [{}]}]}), Both),
-            (source(json!({"principals": ["*"]})), No),
-            (source(json!({"principals": ["cluster.local/ns/shop/*"]})), No),
-            (
-                source(json!({"principals": ["spiffe://cluster.local/ns/a/sa/b"]})),
-                No,
-            ),
-            (source(json!({"notPrincipals": ["*/sa/web"]})), No),
-            (source(json!({"principals": ["a*b"]})), Both),
-            (source(json!({"principals": ["*a*"]})), Both),
-            (source(json!({"principals": ["**"]})), Both),
-            (source(json!({"principals": [""]})), Both),
-            (source(json!({"principals": ["spiffe://"]})), Both),
-            (source(json!({"principals": ["two words"]})), ServerOnly),
-            (source(json!({"principals": [long]})), ServerOnly),
-            (source(json!({"namespaces": many})), ServerOnly),
-            (source(json!({"namespaces": ["shop", "te*", "*st", "*"]})), No),
-            (source(json!({"notNamespaces": ["te*st"]})), Both),
-            (source(json!({"namespaces": ["Shop"]})), ServerOnly),
-            (source(json!({"serviceAccounts": ["web", "shop/web"]})), No),
-            (source(json!({"serviceAccounts": ["*"]})), Both),
-            (source(json!({"serviceAccounts": ["a/b/c"]})), Both),
-            (source(json!({"serviceAccounts": ["/web"]})), Both),
-            (source(json!({"notServiceAccounts": ["shop/"]})), Both),
-            (
-                source(json!({"serviceAccounts": ["web"], "namespaces": ["a"]})),
-                Both,
-            ),
-            (
-                source(json!({"notServiceAccounts": ["web"], "notPrincipals": ["*"]})),
-                Both,
-            ),
-            (
-                source(json!({"serviceAccounts": ["web"], "ipBlocks": ["10.0.0.0/8"]})),
-                No,
-            ),
-            (
-                source(json!({"ipBlocks": ["10.0.0.1", "fd00::/8", "::/0", "0.0.0.0/0"]})),
-                No,
-            ),
-            (source(json!({"ipBlocks": ["10.0.0.0/33"]})), Both),
-            (source(json!({"ipBlocks": ["10.0.0"]})), Both),
-            (source(json!({"notIpBlocks": ["fd00::/129"]})), Both),
-            (source(json!({"notIpBlocks": ["fd00:::1"]})), Both),
-            // IPv4 within IPv6, whose first 96 bits say so: whoever means it writes IPv4.
-            (source(json!({"ipBlocks": ["::ffff:10.0.0.1"]})), ServerOnly),
-            (source(json!({"ipBlocks": ["::ffff:a00:1/95"]})), CompilerOnly),
-            (source(json!({"requestPrincipals": ["*"]})), No),
-            (source(json!({"remoteIpBlocks": ["nonsense"]})), ServerOnly),
-            (operation(json!({"ports": ["1", "8080", "65535"]})), No),
-            (operation(json!({"ports": ["0"]})), Both),
-            (operation(json!({"ports": ["65536"]})), Both),
-            (operation(json!({"ports": ["http"]})), Both),
-            (operation(json!({"notPorts": ["+80"]})), Both),
-            (operation(json!({"ports": [8080]})), Both),
-            (operation(json!({"ports": ["080"]})), ServerOnly),
-            (operation(json!({"methods": ["GET"], "paths": ["/a"]})), No),
-            (json!({"rules": [{"when": [{"key": "source.ip"}]}]}), Both),
-            (json!({"rules": [{"when": [{"values": ["a"]}]}]}), Both),
-            (when("source.ip", json!([])), Both),
-            (when("source.ip", json!(["10.0.0.0/8", "fd00::1"])), No),
-            (when("source.ip", json!(["web"])), Both),
-            (when("destination.ip", json!(["10.0.0.0/99"])), CompilerOnly),
-            (when("destination.port", json!(["8080"])), No),
-            (when("destination.port", json!(["65536"])), Both),
-            (when("destination.port", json!(["http"])), Both),
-            (when("source.namespace", json!(["a*", "*a", "*"])), No),
-            (when("source.namespace", json!(["a*b"])), Both),
-            (when("source.principal", json!(["a", "spiffe://a/*"])), No),
-            (when("source.principal", json!(["spiffe://"])), CompilerOnly),
-            (when("source.serviceAccount", json!(["a/b", "b"])), No),
-            (when("source.serviceAccount", json!(["a/*"])), Both),
-            (when("source.serviceAccount", json!(["a/b/c"])), Both),
-            (when("request.headers[x]", json!(["a*b"])), No),
-            (when("connection.sni", json!(["a"])), No),
-            (when("source.labels", json!(["a"])), Both),
-            (when("", json!(["a"])), Both),
-            (
-                json!({"rules": [{"when": [{"key": "source.ip", "notValues": ["x"]}]}]}),
-                Both,
-            ),
-        ],
-    );
+    vec![
+        (json!({}), No),
+        (json!({"rules": []}), No),
+        (json!({"rules": [{}]}), No),
+        (json!({"action": "DENY", "dryRun": true}), No),
+        (json!({"action": "AUDIT"}), Both),
+        (json!({"action": "deny"}), Both),
+        (json!({"action": "CUSTOM", "provider": {"name": "x"}}), Both),
+        (json!({"dryRun": "yes"}), Both),
+        (json!({"rule": []}), Both),
+        (json!({"rules": {}}), Both),
+        (json!({"rules": [{"form": []}]}), Both),
+        (json!({"selector": {}}), No),
+        (json!({"selector": {"matchLabels": {"app": "web"}}}), No),
+        (json!({"selector": {"matchLabels": {"app": ""}}}), No),
+        (json!({"selector": {"matchLabels": {"app": "we*"}}}), ServerOnly),
+        (json!({"selector": {"matchLabels": {"ap*": "web"}}}), ServerOnly),
+        (json!({"selector": {"matchLabels": {"": "web"}}}), ServerOnly),
+        (json!({"selector": {"matchExpressions": []}}), Both),
+        // An emptied list matches everything.
+        (json!({"rules": [{"from": []}]}), ServerOnly),
+        (source(json!({"principals": []})), Both),
+        (source(json!({"principals": [], "namespaces": ["a"]})), ServerOnly),
+        (source(json!({})), Both),
+        (json!({"rules": [{"from": [{}]}]}), Both),
+        (operation(json!({})), Both),
+        (json!({"rules": [{"to": [{}]}]}), Both),
+        (source(json!({"principals": ["*"]})), No),
+        (source(json!({"principals": ["cluster.local/ns/shop/*"]})), No),
+        (
+            source(json!({"principals": ["spiffe://cluster.local/ns/a/sa/b"]})),
+            No,
+        ),
+        (source(json!({"notPrincipals": ["*/sa/web"]})), No),
+        (source(json!({"principals": ["a*b"]})), Both),
+        (source(json!({"principals": ["*a*"]})), Both),
+        (source(json!({"principals": ["**"]})), Both),
+        (source(json!({"principals": [""]})), Both),
+        (source(json!({"principals": ["spiffe://"]})), Both),
+        (source(json!({"principals": ["two words"]})), ServerOnly),
+        (source(json!({"principals": [long]})), ServerOnly),
+        (source(json!({"namespaces": many})), ServerOnly),
+        (source(json!({"namespaces": ["shop", "te*", "*st", "*"]})), No),
+        (source(json!({"notNamespaces": ["te*st"]})), Both),
+        (source(json!({"namespaces": ["Shop"]})), ServerOnly),
+        (source(json!({"serviceAccounts": ["web", "shop/web"]})), No),
+        (source(json!({"serviceAccounts": ["*"]})), Both),
+        (source(json!({"serviceAccounts": ["a/b/c"]})), Both),
+        (source(json!({"serviceAccounts": ["/web"]})), Both),
+        (source(json!({"notServiceAccounts": ["shop/"]})), Both),
+        (
+            source(json!({"serviceAccounts": ["web"], "namespaces": ["a"]})),
+            Both,
+        ),
+        (
+            source(json!({"notServiceAccounts": ["web"], "notPrincipals": ["*"]})),
+            Both,
+        ),
+        (
+            source(json!({"serviceAccounts": ["web"], "ipBlocks": ["10.0.0.0/8"]})),
+            No,
+        ),
+        (
+            source(json!({"ipBlocks": ["10.0.0.1", "fd00::/8", "::/0", "0.0.0.0/0"]})),
+            No,
+        ),
+        (source(json!({"ipBlocks": ["10.0.0.0/33"]})), Both),
+        (source(json!({"ipBlocks": ["10.0.0"]})), Both),
+        (source(json!({"notIpBlocks": ["fd00::/129"]})), Both),
+        (source(json!({"notIpBlocks": ["fd00:::1"]})), Both),
+        // IPv4 within IPv6, whose first 96 bits say so: whoever means it writes IPv4.
+        (source(json!({"ipBlocks": ["::ffff:10.0.0.1"]})), ServerOnly),
+        (source(json!({"ipBlocks": ["::ffff:a00:1/95"]})), CompilerOnly),
+        (source(json!({"requestPrincipals": ["*"]})), No),
+        (source(json!({"remoteIpBlocks": ["nonsense"]})), ServerOnly),
+        (operation(json!({"ports": ["1", "8080", "65535"]})), No),
+        (operation(json!({"ports": ["0"]})), Both),
+        (operation(json!({"ports": ["65536"]})), Both),
+        (operation(json!({"ports": ["http"]})), Both),
+        (operation(json!({"notPorts": ["+80"]})), Both),
+        (operation(json!({"ports": [8080]})), Both),
+        (operation(json!({"ports": ["080"]})), ServerOnly),
+        (operation(json!({"methods": ["GET"], "paths": ["/a"]})), No),
+        (json!({"rules": [{"when": [{"key": "source.ip"}]}]}), Both),
+        (json!({"rules": [{"when": [{"values": ["a"]}]}]}), Both),
+        (when("source.ip", json!([])), Both),
+        (when("source.ip", json!(["10.0.0.0/8", "fd00::1"])), No),
+        (when("source.ip", json!(["web"])), Both),
+        (when("destination.ip", json!(["10.0.0.0/99"])), CompilerOnly),
+        (when("destination.port", json!(["8080"])), No),
+        (when("destination.port", json!(["65536"])), Both),
+        (when("destination.port", json!(["http"])), Both),
+        (when("source.namespace", json!(["a*", "*a", "*"])), No),
+        (when("source.namespace", json!(["a*b"])), Both),
+        (when("source.principal", json!(["a", "spiffe://a/*"])), No),
+        (when("destination.port", json!(["0"])), Both),
+        (when("destination.port", json!(["123456789012345678901"])), Both),
+        (when("source.namespace", json!(["*a*"])), Both),
+        (when("source.namespace", json!(["**"])), Both),
+        (when("source.principal", json!(["*/sa/web"])), No),
+        (when("source.principal", json!(["spiffe://"])), CompilerOnly),
+        (when("source.serviceAccount", json!(["a/b", "b"])), No),
+        (when("source.serviceAccount", json!(["a/*"])), Both),
+        (when("source.serviceAccount", json!(["a/b/c"])), Both),
+        (when("source.serviceAccount", json!(["/a"])), Both),
+        (when("source.serviceAccount", json!(["a/"])), Both),
+        (when("request.headers[x]", json!(["a*b"])), No),
+        (when("connection.sni", json!(["a"])), No),
+        (when("source.labels", json!(["a"])), Both),
+        (when("", json!(["a"])), Both),
+        (
+            json!({"rules": [{"when": [{"key": "source.ip", "notValues": ["x"]}]}]}),
+            Both,
+        ),
+    ]
+}
+
+/// Those of PeerAuthentications.
+pub(crate) fn peer_authentications() -> Vec<(Value, Refused)> {
+    let selector = json!({"matchLabels": {"app": "web"}});
+    vec![
+        (json!({}), No),
+        (json!({"mtls": {}}), No),
+        (json!({"mtls": {"mode": "STRICT"}}), No),
+        (json!({"mtls": {"mode": "DISABLE"}}), No),
+        (json!({"mtls": {"mode": "UNSET"}, "selector": {}}), No),
+        (json!({"mtls": {"mode": "strict"}}), Both),
+        (json!({"mtls": "STRICT"}), Both),
+        (json!({"mtls": {"modes": "STRICT"}}), Both),
+        (
+            json!({"selector": selector, "portLevelMtls": {"8080": {"mode": "STRICT"}}}),
+            No,
+        ),
+        (json!({"portLevelMtls": {"8080": {"mode": "STRICT"}}}), Both),
+        (json!({"selector": {}, "portLevelMtls": {"8080": {}}}), Both),
+        (
+            json!({"selector": {"matchLabels": {}}, "portLevelMtls": {"8080": {}}}),
+            Both,
+        ),
+        (json!({"selector": selector, "portLevelMtls": {"0": {}}}), Both),
+        (
+            json!({"selector": selector, "portLevelMtls": {"65536": {}}}),
+            Both,
+        ),
+        (json!({"selector": selector, "portLevelMtls": {"http": {}}}), Both),
+        (
+            json!({"selector": selector, "portLevelMtls": {"1": {"mode": "ON"}}}),
+            Both,
+        ),
+        (json!({"selector": selector, "portLevelMtls": {}}), ServerOnly),
+    ]
 }
 
 #[test]
-fn the_api_server_refuses_what_the_compiler_of_peer_authentications_refuses() {
-    let selector = json!({"matchLabels": {"app": "web"}});
-    table(
-        "PeerAuthentication",
-        &[
-            (json!({}), No),
-            (json!({"mtls": {}}), No),
-            (json!({"mtls": {"mode": "STRICT"}}), No),
-            (json!({"mtls": {"mode": "DISABLE"}}), No),
-            (json!({"mtls": {"mode": "UNSET"}, "selector": {}}), No),
-            (json!({"mtls": {"mode": "strict"}}), Both),
-            (json!({"mtls": "STRICT"}), Both),
-            (json!({"mtls": {"modes": "STRICT"}}), Both),
-            (
-                json!({"selector": selector, "portLevelMtls": {"8080": {"mode": "STRICT"}}}),
-                No,
-            ),
-            (json!({"portLevelMtls": {"8080": {"mode": "STRICT"}}}), Both),
-            (json!({"selector": {}, "portLevelMtls": {"8080": {}}}), Both),
-            (
-                json!({"selector": {"matchLabels": {}}, "portLevelMtls": {"8080": {}}}),
-                Both,
-            ),
-            (json!({"selector": selector, "portLevelMtls": {"0": {}}}), Both),
-            (
-                json!({"selector": selector, "portLevelMtls": {"65536": {}}}),
-                Both,
-            ),
-            (json!({"selector": selector, "portLevelMtls": {"http": {}}}), Both),
-            (
-                json!({"selector": selector, "portLevelMtls": {"1": {"mode": "ON"}}}),
-                Both,
-            ),
-            (json!({"selector": selector, "portLevelMtls": {}}), ServerOnly),
-        ],
-    );
+fn the_api_server_refuses_what_the_compiler_of_policies_refuses() {
+    table("AuthorizationPolicy", &authorization_policies());
+    table("PeerAuthentication", &peer_authentications());
 }
 
 #[test]

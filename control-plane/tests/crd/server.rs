@@ -1,12 +1,17 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
-    Api,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    Api, CustomResourceExt as _,
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
     discovery,
 };
 use serde_json::{Value, json};
 use weir_api_server::{TestCluster, eventually, object};
 use weir_control::crd::{AuthorizationPolicy, GROUP, PeerAuthentication, custom_resource_definitions};
+
+use crate::{
+    documents::{authorization_policies, peer_authentications},
+    validator::Validator,
+};
 
 /// As an installation does, so that tests that share a cluster do not disturb one another.
 async fn install(cluster: &TestCluster) {
@@ -88,4 +93,39 @@ async fn an_api_server_takes_the_definitions_and_refuses_by_them() {
         "metadata": {"name": "strict"}, "spec": {"mtls": {"mode": "STRICT"}},
     }));
     peers.create(&PostParams::default(), &peer).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_api_server_refuses_what_it_is_said_to_refuse_here() {
+    let cluster = TestCluster::new().await;
+    install(&cluster).await;
+    let namespace = cluster.namespace("crd").await;
+    let params = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    for (resource, table) in [
+        (AuthorizationPolicy::api_resource(), authorization_policies()),
+        (PeerAuthentication::api_resource(), peer_authentications()),
+    ] {
+        let api: Api<DynamicObject> = Api::namespaced_with(cluster.client(), &namespace, &resource);
+        let validator = Validator::of(&resource.kind);
+        for (spec, _) in table {
+            let mut problems = validator.problems(&spec);
+            if cluster.stand_in().is_some() {
+                // It knows no CEL, and drops fields that nobody knows as a real server does that is not asked to be strict.
+                problems.retain(|problem| !problem.starts_with("CEL:"));
+            }
+            problems.retain(|problem| !problem.ends_with(": unknown"));
+            let mut policy = DynamicObject::new("p", &resource);
+            policy.data = json!({ "spec": spec });
+            match api.create(&params, &policy).await {
+                Ok(_) => assert!(problems.is_empty(), "{spec} is taken: {problems:?}"),
+                Err(kube::Error::Api(status)) if status.code == 422 => {
+                    assert!(!problems.is_empty(), "{spec}: {}", status.message);
+                }
+                Err(other) => panic!("{spec}: {other}"),
+            }
+        }
+    }
 }
