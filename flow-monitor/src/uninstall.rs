@@ -281,7 +281,7 @@ async fn traces(cluster: &Cluster, out: &mut impl io::Write) -> anyhow::Result<(
         match cluster.answer(api.patch(name, &params, &patch)).await {
             Ok(_) => count += 1,
             // It is another by now, or gone.
-            Err(why) if why.is_absent() || why.is_conflict() => {}
+            Err(why) if why.is_absent() || why.is_conflict() || why.names_another() => {}
             Err(why) => bail!("pod {namespace}/{name}: {why}"),
         }
     }
