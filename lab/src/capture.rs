@@ -53,6 +53,19 @@ impl Capture {
     pub fn start(netns: &Path, interface: &str, canaries: &[&[u8]]) -> Result<Self> {
         let socket = crate::netns::inside(netns, || open(interface))
             .with_context(|| format!("capturing on {interface} of {}", netns.display()))?;
+        Ok(Self::on(socket, canaries))
+    }
+
+    /// As [`Self::start`], in the caller's own namespace.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn here(interface: &str, canaries: &[&[u8]]) -> Result<Self> {
+        let socket = open(interface).with_context(|| format!("capturing on {interface}"))?;
+        Ok(Self::on(socket, canaries))
+    }
+
+    fn on(socket: Socket, canaries: &[&[u8]]) -> Self {
         let shared = Arc::new(Shared {
             analysis: Mutex::new(Analysis::new(canaries)),
             stop: AtomicBool::new(false),
@@ -61,10 +74,10 @@ impl Capture {
             let shared = shared.clone();
             move || shared.read(socket)
         });
-        Ok(Self {
+        Self {
             shared,
             reader: Some(reader),
-        })
+        }
     }
 
     /// What was found so far.

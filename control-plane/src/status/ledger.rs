@@ -59,9 +59,12 @@ impl Ledger {
     /// Which of these writes are to be made now, and when to look again for the others.
     pub(super) fn due(&mut self, writes: Vec<Write>, now: Instant) -> (Vec<Write>, Option<Instant>) {
         let wanted: HashSet<Target> = writes.iter().map(Write::target).collect();
-        // What is not to be written any more may be again, from the start; but not before it has rested.
-        self.tried
-            .retain(|target, tried| wanted.contains(target) || tried.not_before > now);
+        // What is not to be written any more may be again, from the start: at once where it was written, since a watch has
+        // brought it, else not before it has rested. An event is told for good.
+        self.tried.retain(|target, tried| {
+            let brought = tried.done && !matches!(target, Target::Notice(_));
+            wanted.contains(target) || (tried.not_before > now && !brought)
+        });
         let (mut due, mut next) = (Vec::new(), None::<Instant>);
         for write in writes {
             let tried = self.tried.get(&write.target());

@@ -27,7 +27,7 @@ impl Link {
             None => default_route().context("there is no default route: name an interface")?,
         };
         let canaries: Vec<_> = self.find.iter().map(String::as_bytes).collect();
-        let capture = Capture::start("/proc/self/ns/net".as_ref(), &interface, &canaries)?;
+        let capture = Capture::here(&interface, &canaries)?;
         println!("{}", serde_json::json!({"capturing": interface}));
         std::thread::sleep(Duration::from_secs(self.seconds));
         println!("{}", serde_json::to_string(&capture.stop()?)?);

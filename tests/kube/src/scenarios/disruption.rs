@@ -61,6 +61,9 @@ pub(super) async fn agent_away(cluster: &mut Cluster) -> anyhow::Result<Vec<Stri
     let namespace = cluster.namespace("away", Some("enabled")).await?;
     let outside = cluster.namespace("plain", None).await?;
     let (client, server) = pair(cluster, &namespace, true).await?;
+    // A namespace of which nothing is known would count as one of the mesh.
+    pair(cluster, &outside, false).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let node = cluster.nodes[1].clone();
     agents_on(cluster, &node, false).await?;
     cluster

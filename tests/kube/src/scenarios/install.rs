@@ -27,7 +27,7 @@ pub(super) async fn install(cluster: &mut Cluster) -> anyhow::Result<Vec<String>
     cluster.weir(&command).await?;
     let took = start.elapsed();
     // Again: nothing changes, and it is no error.
-    cluster.weir(&command[..1]).await?;
+    cluster.weir(&command).await?;
     let (well, said) = cluster.try_weir(&["check"]).await?;
     ensure!(well, "weir check: {said}");
     Ok(vec![format!("ready after {:.1} s", took.as_secs_f64())])

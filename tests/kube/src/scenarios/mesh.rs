@@ -106,6 +106,9 @@ pub(super) async fn wire(cluster: &mut Cluster) -> anyhow::Result<Vec<String>> {
         if let Some(mut stdout) = watching.stdout() {
             tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut output).await?;
         }
+        if let Some(mut stderr) = watching.stderr() {
+            tokio::io::AsyncReadExt::read_to_string(&mut stderr, &mut output).await?;
+        }
         ensure!(succeeded(watching).await?, "capture: {output}");
         let findings: Value = serde_json::from_str(output.lines().last().unwrap_or_default())?;
         Ok(findings)
