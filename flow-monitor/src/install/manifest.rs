@@ -101,7 +101,7 @@ fn change(object: &mut Object, settings: &Settings) {
                 rules.push(json!({
                     "apiGroups": ["security.istio.io"],
                     "resources": ["authorizationpolicies", "peerauthentications"],
-                    "verbs": ["get", "list", "watch"],
+                    "verbs": ["list", "watch"],
                 }));
             }
         }

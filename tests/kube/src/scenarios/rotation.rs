@@ -75,7 +75,6 @@ async fn roots(cluster: &Cluster) -> anyhow::Result<usize> {
     let status = cluster
         .weir(&["status", "--node", &cluster.nodes[0], "--output", "json"])
         .await?;
-    let line = status.lines().find(|line| line.starts_with('{')).unwrap_or("{}");
-    let status: serde_json::Value = serde_json::from_str(line)?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
     Ok(status["roots"].as_array().map_or(0, Vec::len))
 }
