@@ -9,6 +9,7 @@ mod flows;
 mod install;
 mod merge;
 mod mesh;
+mod migrate;
 mod plugin;
 mod rollback;
 mod several;
@@ -49,7 +50,8 @@ const EXIT_REFUSED: u8 = 4;
         weir explain --from web --to api --port 80   what would become of a connection, and why\n  \
         weir check                                whether all is well, and what to do if not\n  \
         weir install                              into the cluster of the kubeconfig\n  \
-        weir rollback shop                        one namespace back to plaintext\n\n\
+        weir rollback shop                        one namespace back to plaintext\n  \
+        weir migrate                              policies of Istio and Linkerd as Weir's\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent could be reached, 4 explain: it would be refused."
 )]
 struct Arguments {
@@ -69,6 +71,7 @@ enum Command {
     Install(install::Install),
     Uninstall(uninstall::Uninstall),
     Rollback(rollback::Rollback),
+    Migrate(migrate::Migrate),
     /// Prints a script that completes this command in a shell.
     #[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
     Completion {
@@ -131,6 +134,7 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
         Command::Install(install) => install.run(&options).await?,
         Command::Uninstall(uninstall) => uninstall.run(&options).await?,
         Command::Rollback(rollback) => rollback.run(&options).await?,
+        Command::Migrate(migrate) => migrate.run(&options).await?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut io::stdout());
         }
