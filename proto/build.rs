@@ -2,13 +2,14 @@
 
 use std::{env, error::Error, path::Path};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "envoy/service/discovery/v3/ads.proto",
     "istio/workload/workload.proto",
     "istio/security/authorization.proto",
     "istio/v1/auth/ca.proto",
     "weir/node/v1/pod.proto",
     "weir/node/v1/report.proto",
+    "weir/node/v1/revocation.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

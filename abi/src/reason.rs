@@ -120,6 +120,8 @@ reasons! {
     LeaseEnded = 40, "lease_ended", "The agent has given no sign of life for as long as its decisions hold; is it running?";
     /// Another socket is registered under the same addresses and ports.
     Collision = 41, "collision", "Another pod's socket stands under the same addresses and ports.";
+    /// The peer's certificate, or its identity, is revoked.
+    CertificateRevoked = 42, "certificate_revoked", "The peer's certificate, or the identity that it names, is revoked.";
 }
 
 #[cfg(feature = "user")]

@@ -1,4 +1,5 @@
-//! The roots that the control plane's own port is known by, for agents to mount: a ConfigMap of their namespace.
+//! What the authority has to say to all agents: the roots that the control plane's own port is known by, a ConfigMap of their
+//! namespace for them to mount, and what is revoked.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,7 +10,12 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use crate::ca::InForce;
+use weir_proto::{REVOCATIONS, ResourceType, weir::node::v1::Revocations};
+
+use crate::{
+    ads::{Change, Resource, Store},
+    ca::{InForce, RevocationLists},
+};
 
 /// The ConfigMap's name.
 pub const ROOTS: &str = "weir-ca-roots";
@@ -53,6 +59,38 @@ pub async fn roots(client: Client, namespace: String, mut in_force: watch::Recei
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Keeps what is revoked in the store, as the authority's newest lists say it. Nothing is there while nothing is revoked. Never
+/// ends.
+pub async fn revocations(
+    store: Arc<Store>,
+    in_force: watch::Receiver<Option<Arc<InForce>>>,
+    mut lists: watch::Receiver<RevocationLists>,
+) {
+    loop {
+        let signed = lists.borrow_and_update().clone();
+        let authority = in_force.borrow().clone();
+        let revoked = authority
+            .as_deref()
+            .map(InForce::revoked)
+            .filter(|revoked| !(revoked.serials.is_empty() && revoked.identities.is_empty()));
+        let change = match revoked {
+            Some(revoked) => {
+                let identities = revoked.identities.iter().map(|entry| entry.identity.to_string());
+                let message = Revocations {
+                    lists: signed.iter().map(|list| list.to_vec().into()).collect(),
+                    identities: identities.collect(),
+                };
+                Change::Set(Resource::new(REVOCATIONS, [], &message))
+            }
+            None => Change::Remove(ResourceType::Revocations, REVOCATIONS.into()),
+        };
+        store.apply([change]);
+        if lists.changed().await.is_err() {
+            return;
         }
     }
 }

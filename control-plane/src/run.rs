@@ -171,7 +171,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         CaLimits::default(),
         &registry,
     )?;
-    let ads = Ads::new(store, authenticate.clone(), Limits::default(), &registry)?;
+    let ads = Ads::new(store.clone(), authenticate.clone(), Limits::default(), &registry)?;
 
     let mut tasks = JoinSet::new();
     {
@@ -183,6 +183,11 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         let (own, in_force, names) = (own.clone(), keys.in_force(), options.server_names);
         tasks.spawn(async move { own.keep(in_force, &names).await });
     }
+    tasks.spawn(publish::revocations(
+        store.clone(),
+        keys.in_force(),
+        keys.revocation_lists(),
+    ));
     tasks.spawn(publish::roots(client.clone(), agent_namespace, keys.in_force()));
     let help = "1 while changes of a kind do not arrive from the API server.";
     let failing = IntGaugeVec::new(Opts::new("weir_watch_failing", help), &["kind"])?;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 pub use generated::{envoy, google, istio, weir};
 pub use policy::{AuthorizationError, scope_of};
-pub use resource::{Any, ResourceMessage, ResourceType, UnpackError, WILDCARD};
+pub use resource::{Any, REVOCATIONS, ResourceMessage, ResourceType, UnpackError, WILDCARD};
 pub use shared::{SharedResource, SharedResponse};
 
 #[allow(

@@ -6,9 +6,11 @@ use prost::{DecodeError, Message};
 use crate::{
     envoy::service::discovery::v3::Resource,
     istio::{security::Authorization, workload::Address},
-    weir::node::v1::Pod,
+    weir::node::v1::{Pod, Revocations},
 };
 
+/// The name of the one resource of [`ResourceType::Revocations`].
+pub const REVOCATIONS: &str = "revocations";
 /// The name that stands for all resources of a type.
 pub const WILDCARD: &str = "*";
 
@@ -32,11 +34,13 @@ pub enum ResourceType {
     Authorization,
     /// Pods of the agent's own node: `weir.node.v1.Pod`.
     Pod,
+    /// What is revoked: `weir.node.v1.Revocations`.
+    Revocations,
 }
 
 impl ResourceType {
     /// Every type.
-    pub const ALL: [Self; 3] = [Self::Address, Self::Authorization, Self::Pod];
+    pub const ALL: [Self; 4] = [Self::Address, Self::Authorization, Self::Pod, Self::Revocations];
 
     /// What stands in a request's `type_url`.
     pub const fn url(self) -> &'static str {
@@ -44,6 +48,7 @@ impl ResourceType {
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
             Self::Pod => "type.googleapis.com/weir.node.v1.Pod",
+            Self::Revocations => "type.googleapis.com/weir.node.v1.Revocations",
         }
     }
 
@@ -58,6 +63,7 @@ impl ResourceType {
             Self::Address => "address",
             Self::Authorization => "authorization",
             Self::Pod => "pod",
+            Self::Revocations => "revocations",
         }
     }
 }
@@ -78,6 +84,10 @@ impl ResourceMessage for Authorization {
 
 impl ResourceMessage for Pod {
     const TYPE: ResourceType = ResourceType::Pod;
+}
+
+impl ResourceMessage for Revocations {
+    const TYPE: ResourceType = ResourceType::Revocations;
 }
 
 /// Why a resource could not be read. Trying again does not help: the sender is at fault.

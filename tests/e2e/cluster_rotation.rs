@@ -102,3 +102,87 @@ fn the_control_planes_root_rotates_under_traffic_without_one_failed_connection()
         assert!(!metrics.contains("weir_connections_refused_total{"), "{metrics}");
     }
 }
+
+#[test]
+fn what_is_revoked_is_cut_off_at_once_and_others_go_on() {
+    let mut cluster = Cluster::new("revoke");
+    let bad = cluster.pod("node1", "shop", "a");
+    let good = cluster.pod("node1", "shop", "b");
+    let server = cluster.pod("node2", "shop", "c");
+    cluster.wait_enrolled(&[&bad, &good, &server]);
+    let _server = serve(&server, ["echo-server", "--port", "7000"]);
+    let to = at(server.v4(), 7000);
+    let reaches = |pod: &weir_lab::Pod| pod.run_testapp(["echo-client", &to]).unwrap().success().is_ok();
+    assert!(reaches(&bad) && reaches(&good));
+    let mut open = bad
+        .testapp([
+            "connect",
+            &to,
+            "--send",
+            "x",
+            "--read-all",
+            "--timeout-ms",
+            "60000",
+        ])
+        .unwrap();
+    let untouched = ["echo-client", &to, "--connections", "1000000", "--pause-ms", "5"];
+    let mut untouched = good.testapp(untouched).unwrap();
+
+    // An identity: its certificates count for nothing any more, and it gets no others.
+    let identity: weir_types::Identity = "spiffe://cluster.local/ns/shop/sa/a".parse().unwrap();
+    let now = Timestamp::now;
+    let revoke = |cluster: &Cluster, on: bool| {
+        let changed = cluster.attempt(async |client| {
+            let change = |revoked: &mut weir_control::ca::Revoked| {
+                if on {
+                    return revoked.add_identity(identity.clone(), now());
+                }
+                revoked.remove_identity(&identity);
+                Ok(())
+            };
+            authority(client).revoke(now(), change).await
+        });
+        changed.unwrap();
+    };
+    revoke(&cluster, true);
+    poll("the revoked identity's open connection ends", PATIENCE, || {
+        Ok(open.ended().unwrap().map(drop))
+    })
+    .unwrap();
+    assert!(!reaches(&bad), "a revoked identity still gets through");
+    assert!(reaches(&good));
+    let agent = &cluster.agents[1];
+    agent
+        .wait_flow("refused as revoked", |flow| {
+            flow.reason == weir_types::Reason::CertificateRevoked
+        })
+        .unwrap();
+    revoke(&cluster, false);
+    poll("the identity is back", PATIENCE, || {
+        Ok(reaches(&bad).then_some(()))
+    })
+    .unwrap();
+
+    // One certificate: the next one of the same identity is trusted.
+    let serial = agent_serial(&cluster, "a");
+    let revoked = cluster.attempt(async |client| {
+        let serial = serial.parse().unwrap();
+        authority(client)
+            .revoke_serial(serial, weir_control::ca::Reason::KeyCompromise, now())
+            .await
+    });
+    revoked.unwrap();
+    poll("the revoked certificate is refused", PATIENCE, || {
+        Ok((!reaches(&bad)).then_some(()))
+    })
+    .unwrap();
+    assert!(untouched.ended().unwrap().is_none(), "{}", untouched.stderr());
+}
+
+/// The serial number of an identity's certificate at the first node's agent.
+fn agent_serial(cluster: &Cluster, account: &str) -> String {
+    let status = cluster.agents[0].status().unwrap();
+    let mut certificates = status.certificates.into_iter();
+    let of = certificates.find(|one| one.identity.service_account() == account);
+    of.unwrap().serial
+}

@@ -16,6 +16,7 @@ use weir_proto::{
     scope_of,
     weir::node::v1 as node,
 };
+use weir_tunnel::certs::{Revoked, RevokedError};
 use weir_types::{Identity, IdentityError, TrustDomain};
 
 use crate::{
@@ -48,8 +49,28 @@ pub(super) enum DecodeError {
     TooMany { most: usize, what: &'static str },
     #[error("a mode that this version does not know")]
     Mode,
+    #[error(transparent)]
+    Revoked(#[from] RevokedError),
     #[error("it denies all that it concerns instead: {0}")]
     Policy(#[from] AuthorizationError),
+}
+
+/// Takes what is revoked.
+pub(super) fn revocations(resource: &Resource) -> Result<Revoked, DecodeError> {
+    let message = resource.unpack::<node::Revocations>()?;
+    if message.identities.len() > MAX_PARTS {
+        let what = "revoked identities";
+        return Err(DecodeError::TooMany {
+            most: MAX_PARTS,
+            what,
+        });
+    }
+    let identities = message.identities.iter().map(|identity| identity.parse());
+    let identities = identities.collect::<Result<_, IdentityError>>()?;
+    Ok(Revoked::new(
+        message.lists.iter().map(|list| list.to_vec().into()).collect(),
+        identities,
+    )?)
 }
 
 /// Takes a workload or service.

@@ -25,7 +25,7 @@ impl Step {
         match kind {
             ResourceType::Address => self.came[0] = revision,
             ResourceType::Authorization => self.came[1] = revision,
-            ResourceType::Pod => {}
+            ResourceType::Pod | ResourceType::Revocations => {}
         }
         self.needed = [self.needed[0].max(address), self.needed[1].max(authorization)];
     }

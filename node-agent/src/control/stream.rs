@@ -26,6 +26,7 @@ use weir_proto::{
     },
     google::rpc,
 };
+use weir_tunnel::certs::Revoked;
 use weir_types::TrustDomain;
 
 use super::{ControlError, ControlPlane, State, decode, step::Step};
@@ -290,6 +291,14 @@ impl Follower {
             ResourceType::Address => decode::address_resource(resource, &self.trust_domain, update),
             ResourceType::Authorization => decode::policy_resource(resource, update),
             ResourceType::Pod => decode::pod_resource(resource, update),
+            // At once: it does not hang on what else is new.
+            ResourceType::Revocations => {
+                self.agent
+                    .node
+                    .certificates
+                    .revoke(decode::revocations(resource)?);
+                Ok(())
+            }
         }
     }
 
@@ -303,6 +312,7 @@ impl Follower {
             }
             ResourceType::Authorization => update.policies.push((name.into(), None)),
             ResourceType::Pod => update.pods.push((name.to_owned(), None)),
+            ResourceType::Revocations => self.agent.node.certificates.revoke(Revoked::default()),
         }
     }
 

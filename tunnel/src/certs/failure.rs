@@ -64,6 +64,7 @@ fn from_certificate(error: &CertificateError, side: Side) -> Reason {
         | CertificateError::NotValidYet
         | CertificateError::NotValidYetContext { .. } => Reason::CertificateExpired,
         CertificateError::UnknownIssuer => Reason::UntrustedRoot,
+        CertificateError::Revoked => Reason::CertificateRevoked,
         CertificateError::ApplicationVerificationFailure => refused_name(side.other()),
         CertificateError::Other(other) => other
             .0
@@ -85,9 +86,9 @@ fn from_alert(alert: AlertDescription, side: Side) -> Reason {
             Side::Server => Reason::WrongTrustDomain,
             Side::Client => Reason::BadCertificate,
         },
+        AlertDescription::CertificateRevoked => Reason::CertificateRevoked,
         AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate
-        | AlertDescription::CertificateRevoked
         | AlertDescription::DecryptError => Reason::BadCertificate,
         _ => Reason::HandshakeFailed,
     }

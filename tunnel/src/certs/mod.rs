@@ -2,11 +2,13 @@
 
 mod failure;
 mod renewal;
+mod revoked;
 mod store;
 mod tls;
 mod trust;
 
 pub use failure::{Failure, Side, classify, classify_io};
+pub use revoked::{Revoked, RevokedError};
 pub(crate) use store::system_time;
 pub use store::{CertificateError, CertificateStore, Current, DEFAULT_LIFETIME, Settings};
 pub use tls::{ALPN_H2, describe};

@@ -22,6 +22,7 @@ use weir_types::{
 
 use super::{
     renewal,
+    revoked::Revoked,
     tls::{self, PROVIDER},
     trust::{Trust, TrustBundle},
 };
@@ -157,6 +158,11 @@ impl CertificateStore {
     pub fn replace_issuer(&self, issuer: Arc<dyn Issuer>) {
         self.inner.trust.replace(TrustBundle::new(&issuer.roots()));
         self.inner.issuer.send_replace(issuer);
+    }
+
+    /// Replaces what is revoked: it judges new handshakes at once, and open connections are verified again.
+    pub fn revoke(&self, revoked: Revoked) {
+        self.inner.trust.revoke(revoked);
     }
 
     /// What peers must satisfy.

@@ -210,6 +210,7 @@ fn refuse(error: PeerError) -> Error {
     match error {
         PeerError::Missing => Error::NoCertificatesPresented,
         PeerError::Untrusted => CertificateError::UnknownIssuer.into(),
+        PeerError::Revoked => CertificateError::Revoked.into(),
         PeerError::Expired => CertificateError::Expired.into(),
         PeerError::Malformed => CertificateError::BadEncoding.into(),
         PeerError::Usage => CertificateError::InvalidPurpose.into(),

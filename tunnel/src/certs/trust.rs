@@ -15,6 +15,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use weir_types::{Identity, Reason, TrustDomain, api::RootStatus};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::revoked::Revoked;
 use crate::ca::hex;
 
 /// Why a peer's certificate is refused.
@@ -49,6 +50,9 @@ pub enum PeerError {
     /// Another identity than one of those expected.
     #[error("the certificate names another identity than expected")]
     Identity,
+    /// It, or the identity that it names, is revoked.
+    #[error("the certificate is revoked")]
+    Revoked,
 }
 
 /// What a peer's certificate is used for.
@@ -75,10 +79,11 @@ pub struct PeerCertificate {
 /// renewed it at half, and a stream that is opened before has this long.
 const RETIREMENT: u32 = 4;
 
-/// The roots in force.
+/// The roots in force, and what is revoked.
 #[derive(Debug)]
 pub struct TrustBundle {
-    roots: Vec<Root>,
+    roots: Arc<[Root]>,
+    revoked: Arc<Revoked>,
 }
 
 #[derive(Debug)]
@@ -111,6 +116,7 @@ impl PeerError {
             Self::Expired => Reason::CertificateExpired,
             Self::TrustDomain => Reason::WrongTrustDomain,
             Self::Identity => Reason::WrongIdentity,
+            Self::Revoked => Reason::CertificateRevoked,
         }
     }
 
@@ -121,6 +127,7 @@ impl PeerError {
             // A root of the same name with another key fails by its signature.
             E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::Untrusted,
             E::RequiredEkuNotFoundContext(_) => Self::Usage,
+            E::CertRevoked => Self::Revoked,
             _ => Self::Malformed,
         }
     }
@@ -155,7 +162,10 @@ impl TrustBundle {
                 root
             })
             .collect();
-        Self { roots }
+        Self {
+            roots,
+            revoked: Arc::default(),
+        }
     }
 
     /// The roots, for people.
@@ -207,16 +217,40 @@ impl Trust {
         }
     }
 
+    /// Replaces the roots; what is revoked stays.
     pub(super) fn replace(&self, bundle: TrustBundle) {
-        let same = |old: &TrustBundle| {
-            old.roots
-                .iter()
-                .map(|root| &root.der)
-                .eq(bundle.roots.iter().map(|root| &root.der))
-        };
-        if !same(&self.current()) {
-            self.bundle.send_replace(Arc::new(bundle));
-        }
+        self.bundle.send_if_modified(|current| {
+            let der = |bundle: &TrustBundle| {
+                bundle
+                    .roots
+                    .iter()
+                    .map(|root| root.der.clone())
+                    .collect::<Vec<_>>()
+            };
+            let changed = der(current) != der(&bundle);
+            if changed {
+                let revoked = current.revoked.clone();
+                *current = Arc::new(TrustBundle {
+                    roots: bundle.roots.clone(),
+                    revoked,
+                });
+            }
+            changed
+        });
+    }
+
+    /// Replaces what is revoked: it judges new handshakes at once, and open connections are verified again.
+    pub(super) fn revoke(&self, revoked: Revoked) {
+        self.bundle.send_if_modified(|current| {
+            let changed = !current.revoked.is_same(&revoked);
+            if changed {
+                *current = Arc::new(TrustBundle {
+                    roots: current.roots.clone(),
+                    revoked: Arc::new(revoked),
+                });
+            }
+            changed
+        });
     }
 
     /// The roots in force now.
@@ -249,17 +283,19 @@ impl Trust {
             Usage::Client => KeyUsage::client_auth(),
             Usage::Server => KeyUsage::server_auth(),
         };
-        let path = certificate
-            .verify_for_usage(
-                self.algorithms,
-                &anchors,
-                intermediates,
-                now,
-                key_usage,
-                None,
-                None,
-            )
-            .map_err(|error| PeerError::from_webpki(&error))?;
+        let path = bundle.revoked.check(|revocation| {
+            certificate
+                .verify_for_usage(
+                    self.algorithms,
+                    &anchors,
+                    intermediates,
+                    now,
+                    key_usage,
+                    revocation,
+                    None,
+                )
+                .map_err(|error| PeerError::from_webpki(&error))
+        })?;
 
         let mut uris = certificate.valid_uri_names();
         let uri = uris.next().ok_or(PeerError::Names)?;
@@ -269,6 +305,9 @@ impl Trust {
         let identity: Identity = uri.parse().map_err(|_| PeerError::NotSpiffe)?;
         if !self.domains.contains(identity.trust_domain()) {
             return Err(PeerError::TrustDomain);
+        }
+        if bundle.revoked.names(&identity) {
+            return Err(PeerError::Revoked);
         }
         let validity = |der: &CertificateDer<'_>| {
             let (_, parsed) = X509Certificate::from_der(der).map_err(|_| PeerError::Malformed)?;
