@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod audit;
 mod check;
 mod cluster;
 mod explain;
@@ -51,6 +52,7 @@ const EXIT_REFUSED: u8 = 4;
         weir check                                whether all is well, and what to do if not\n  \
         weir install                              into the cluster of the kubeconfig\n  \
         weir rollback shop                        one namespace back to plaintext\n  \
+        weir audit                                evidence of what is encrypted, and who may do what\n  \
         weir migrate                              policies of Istio and Linkerd as Weir's\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent could be reached, 4 explain: it would be refused."
 )]
@@ -71,6 +73,7 @@ enum Command {
     Install(install::Install),
     Uninstall(uninstall::Uninstall),
     Rollback(rollback::Rollback),
+    Audit(audit::Audit),
     Migrate(migrate::Migrate),
     /// Prints a script that completes this command in a shell.
     #[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
@@ -134,6 +137,11 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
         Command::Install(install) => install.run(&options).await?,
         Command::Uninstall(uninstall) => uninstall.run(&options).await?,
         Command::Rollback(rollback) => rollback.run(&options).await?,
+        Command::Audit(audit) => {
+            if !audit.run(&options).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Migrate(migrate) => migrate.run(&options).await?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut io::stdout());

@@ -7,6 +7,8 @@
 )]
 
 mod agents;
+mod audit;
 mod check;
+mod migrate;
 mod rollback;
 mod world;
