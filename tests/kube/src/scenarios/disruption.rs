@@ -158,3 +158,26 @@ pub(super) async fn control_away(cluster: &mut Cluster) -> anyhow::Result<Vec<St
         back.as_secs_f64()
     )])
 }
+
+/// As the kubelet of a node that joins sets it.
+pub(super) async fn taint(cluster: &mut Cluster) -> anyhow::Result<Vec<String>> {
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": cluster.nodes[1]}});
+    let taints = async || {
+        let now = cluster.get(&node).await?.context("no node")?;
+        let taints = now["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        anyhow::Ok(taints)
+    };
+    let before = taints().await?;
+    let mut with = before.clone();
+    with.push(json!({"key": "weir.dev/agent-not-ready", "effect": "NoSchedule"}));
+    let mut patch = node.clone();
+    patch["spec"] = json!({"taints": with});
+    cluster.merge(&patch).await?;
+    let took = cluster
+        .until("the node is freed", async || {
+            let now = taints().await?;
+            Ok((now == before).then_some(()).ok_or_else(|| format!("{now:?}")))
+        })
+        .await?;
+    Ok(vec![format!("after {:.1} s", took.as_secs_f64())])
+}

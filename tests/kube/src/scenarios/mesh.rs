@@ -73,7 +73,8 @@ pub(super) async fn wire(cluster: &mut Cluster) -> anyhow::Result<Vec<String>> {
     const CANARY: &str = "canary-0f1e2d3c4b5a";
     let outside = cluster.namespace("plain", None).await?;
     let (plain_client, plain_server) = pair(cluster, &outside, false).await?;
-    let inside = cluster.namespace("shop", Some("enabled")).await?;
+    // One whose pods have no tunnel yet: the capture sees it begin.
+    let inside = cluster.namespace("wire", Some("enabled")).await?;
     let (client, server) = pair(cluster, &inside, true).await?;
     let [first, _] = cluster.nodes.clone();
     let watcher = Spec {

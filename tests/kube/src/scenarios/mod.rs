@@ -42,6 +42,7 @@ scenarios! {
     "policy": "a policy's denial is seen by the client, in flows and in its status; nonsense is refused" => policy::policy_,
     "restart": "everything is restarted one after the other, and no connection fails" => disruption::restart,
     "agent-away": "while a node's agent is away pods of the mesh wait and others start" => disruption::agent_away,
+    "taint": "a node that waits for its agent is freed once the agent is ready" => disruption::taint,
     "control-away": "without the control plane traffic goes on, and weir status says so" => disruption::control_away,
     "rotation": "the root is rotated under traffic" => rotation::rotation,
     "rollback": "weir rollback takes a namespace back to plaintext" => install::rollback,
