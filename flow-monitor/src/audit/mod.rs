@@ -2,6 +2,7 @@
 
 mod collect;
 mod connections;
+mod enrolment;
 mod markdown;
 mod report;
 #[cfg(test)]

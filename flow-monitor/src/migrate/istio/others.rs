@@ -218,10 +218,11 @@ fn virtual_service(item: &Item) -> Entry {
 pub(crate) fn namespace(item: &Item) -> Option<Entry> {
     let name = item.name();
     let mut texts = Vec::new();
-    let enrol = format!("kubectl label namespace {name} weir.dev/mesh=enabled");
+    let enrol = format!("kubectl label --overwrite namespace {name} weir.dev/mesh=enabled");
     match item.label("istio.io/dataplane-mode") {
         Some("ambient") => texts.push(format!(
-            "istio.io/dataplane-mode=ambient: Weir heeds it where weir.dev/mesh is absent; when you move, remove it and say '{enrol}'"
+            "istio.io/dataplane-mode=ambient: Weir heeds it too where weir.dev/mesh is absent: before you install Weir, 'kubectl \
+             label namespace {name} weir.dev/mesh=disabled'; to move it, remove Istio's label, then '{enrol}'"
         )),
         Some("none") => texts.push("istio.io/dataplane-mode=none: not in the mesh, with Weir neither".to_owned()),
         _ => {}

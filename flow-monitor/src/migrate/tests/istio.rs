@@ -376,7 +376,7 @@ fn what_is_no_policy_is_told_by_what_it_does() {
     let report = migrated(
         "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}",
     );
-    assert!(said(&report).contains("kubectl label namespace shop weir.dev/mesh=enabled"));
+    assert!(said(&report).contains("kubectl label --overwrite namespace shop weir.dev/mesh=enabled"));
     let report = migrated(
         "{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {config.linkerd.io/default-inbound-policy: deny}}}",
     );
