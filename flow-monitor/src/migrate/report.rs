@@ -58,7 +58,7 @@ pub(crate) enum Effect {
     Same,
     /// More is refused than was.
     Stricter,
-    /// What was refused, or encrypted, is not any more: by this program nothing is translated so.
+    /// What it did, refusing or encrypting perhaps, nothing does: of objects that are not translated alone.
     Lost,
 }
 
@@ -140,7 +140,7 @@ impl Report {
             writeln!(out, "{}", paint(WARN, text))?;
         }
         if lost > 0 {
-            let text = format!("{lost} protected something that nothing here protects (LOST): read each.");
+            let text = format!("{lost} did something that nothing here does (LOST): read each.");
             writeln!(out, "{}", paint(BAD, text))?;
         } else if !self.entries.is_empty() {
             let text = "What is written allows no connection that was refused.";

@@ -12,23 +12,19 @@ use crate::migrate::{
 };
 
 /// Translates all: which of them count depends on the others.
-pub(crate) fn translate(items: &[&Item], settings: &Settings, report: &mut Report) {
+pub(crate) fn translate(all: &[&Item], settings: &Settings, report: &mut Report) {
     let mut scopes: BTreeMap<(&str, String), Vec<&Item>> = BTreeMap::new();
-    let mut selecting: BTreeMap<&str, usize> = BTreeMap::new();
-    for item in items {
+    for item in all {
         let labels = output::labels(&item.spec()["selector"]);
         let key = match &labels {
             Some(labels) if labels.is_empty() => String::new(),
-            Some(labels) => {
-                *selecting.entry(&item.namespace).or_default() += 1;
-                Value::Object(labels.clone()).to_string()
-            }
+            Some(labels) => Value::Object(labels.clone()).to_string(),
             // Each by itself.
             None => format!("?{}", item.name()),
         };
         scopes.entry((&item.namespace, key)).or_default().push(item);
     }
-    for ((_, key), mut items) in scopes {
+    for mut items in scopes.into_values() {
         // The oldest counts; where that is not known, one that is STRICT.
         let aged = items.iter().all(|item| item.created().is_some());
         if aged {
@@ -47,10 +43,8 @@ pub(crate) fn translate(items: &[&Item], settings: &Settings, report: &mut Repor
         } else {
             first
         };
-        let several = selecting
-            .get(first.namespace.as_str())
-            .is_some_and(|count| *count > 1);
-        one(first, !key.is_empty() && several, settings, report);
+        let older = all.iter().find(|other| hidden(first, other));
+        one(first, older.map(|older| older.title()), settings, report);
         for other in &items[1..] {
             let why = if aged {
                 format!(
@@ -68,12 +62,32 @@ pub(crate) fn translate(items: &[&Item], settings: &Settings, report: &mut Repor
     }
 }
 
+/// Whether on some pod another one may count instead, which says something else: of those that select a pod the oldest counts,
+/// and what is written anew is of one age.
+fn hidden(item: &Item, other: &Item) -> bool {
+    let labels = |item: &Item| output::labels(&item.spec()["selector"]).filter(|labels| !labels.is_empty());
+    let (Some(own), Some(others)) = (labels(item), labels(other)) else {
+        return false;
+    };
+    let may_select_one_pod = own
+        .iter()
+        .all(|(key, value)| others.get(key).is_none_or(|other| other == value));
+    let known_younger = matches!((item.created(), other.created()), (Some(own), Some(other)) if own < other);
+    let says = |item: &Item| (item.spec()["mtls"].clone(), item.spec()["portLevelMtls"].clone());
+    item.namespace == other.namespace
+        && own != others
+        && may_select_one_pod
+        && !known_younger
+        && !strict(item.spec())
+        && says(item) != says(other)
+}
+
 /// STRICT for every port.
 fn strict(spec: &Value) -> bool {
     spec["mtls"]["mode"] == "STRICT" && spec["portLevelMtls"].is_null()
 }
 
-fn one(item: &Item, overlapping: bool, settings: &Settings, report: &mut Report) {
+fn one(item: &Item, hidden_by: Option<String>, settings: &Settings, report: &mut Report) {
     let spec = item.spec();
     let mut entry = Entry::new(item);
     let root = item.namespace == settings.istio_root;
@@ -135,11 +149,12 @@ fn one(item: &Item, overlapping: bool, settings: &Settings, report: &mut Report)
         ));
         (mode, ports) = (Some("STRICT"), Map::new());
     }
-    if overlapping {
-        entry.say(
-            "several of this namespace have selectors: of those that select one pod the oldest counts, so apply them in the \
-             order of their age",
-        );
+    if let Some(other) = hidden_by {
+        entry.stricter(format!(
+            "{other} may select the same pods and counts there as the older one, and what is written anew is of one age: written \
+             as STRICT"
+        ));
+        (mode, ports) = (Some("STRICT"), Map::new());
     }
     let object = output::peer_authentication(&head, mode, &ports);
     let object = match output::problem(&object, &settings.root) {

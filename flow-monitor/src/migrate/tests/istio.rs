@@ -402,3 +402,29 @@ fn lists_json_and_several_documents_are_read() {
         assert_eq!(report.made[0].object["metadata"]["namespace"], "default");
     }
 }
+
+#[test]
+fn where_selectors_may_meet_an_older_one_is_not_hidden_by_what_is_written_anew() {
+    let (old, young) = (
+        ", creationTimestamp: '2024-01-01T00:00:00Z'",
+        ", creationTimestamp: '2025-01-01T00:00:00Z'",
+    );
+    let spec = |label: &str, mode: &str| {
+        format!("{{selector: {{matchLabels: {{{label}}}}}, mtls: {{mode: {mode}}}}}")
+    };
+    // A pod of app api alone; the second selects it, the first may.
+    for (first, ages, lets_in) in [
+        ("tier: x", (old, young), false),
+        ("tier: x", ("", ""), false),
+        ("tier: x", (young, old), true),
+        ("app: db", (old, young), true),
+    ] {
+        let report = migrated(&format!(
+            "{}{}",
+            peer("a", "shop", ages.0, &spec(first, "STRICT")),
+            peer("b", "shop", ages.1, &spec("app: api", "PERMISSIVE"))
+        ));
+        assert_eq!(report.made.len(), 2);
+        check(&report, &[("-", IP, "shop/api", 80, true, lets_in)]);
+    }
+}
