@@ -6,6 +6,7 @@ mod attacks;
 mod budgets;
 mod clients;
 mod cluster;
+mod cluster_claims;
 mod cluster_rotation;
 mod cni;
 mod corners;
