@@ -14,6 +14,7 @@ use weir_policy::{Policies, Request, Verdict};
 use super::{Settings, input, report::Outcome, report::Report, translate};
 
 mod bounds;
+mod chance;
 mod istio;
 mod linkerd;
 
