@@ -15,6 +15,9 @@ pub struct LogOptions {
     log_format: LogFormat,
 }
 
+/// Libraries that warn of what their callers deal with, and say themselves where it matters; unless the filter names them.
+const QUIET: &str = "kube_client::client=error";
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogFormat {
     Text,
@@ -27,7 +30,7 @@ impl LogOptions {
     /// # Errors
     /// When the filter is none.
     pub fn start(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log)
+        let filter = EnvFilter::try_new(format!("{QUIET},{}", self.log))
             .with_context(|| format!("--log: expected a level or a filter, not '{}'", self.log))?;
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)

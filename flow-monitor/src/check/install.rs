@@ -32,7 +32,7 @@ pub(crate) fn definitions(definitions: &[CustomResourceDefinition]) -> Vec<Findi
             findings.push(Finding::fail(
                 ABOUT,
                 what,
-                "install the definitions that come with Weir",
+                "weir install brings them; so does helm upgrade",
             ));
             continue;
         };
