@@ -80,6 +80,10 @@ fn each(objects: &[Value], original: impl Fn(Option<(&str, &str)>, &str, u16) ->
     }
 }
 
+type Names = Vec<String>;
+/// Blocks, each with those that are excepted.
+type Networks = Vec<(String, Vec<String>)>;
+
 fn within(block: &str, address: &str) -> bool {
     let block: weir_policy::Cidr = block.parse().unwrap();
     block.contains(address.parse().unwrap())
@@ -107,8 +111,7 @@ fn servers_let_in_whom_their_authorizations_name_and_nobody_else() {
         };
         let mut objects = vec![server("a", 80), server("b", 81)];
         // For which Server, identities if any, networks if any.
-        let mut authorizations: Vec<(&str, Option<Vec<String>>, Option<Vec<(String, Vec<String>)>>)> =
-            Vec::new();
+        let mut authorizations: Vec<(&str, Option<Names>, Option<Networks>)> = Vec::new();
         for number in 0..chance.below(5) {
             let target = chance.one(&["a", "b"]);
             let who = (chance.below(3) > 0).then(|| chance.some(&identities));
