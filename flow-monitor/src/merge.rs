@@ -1,6 +1,9 @@
 //! The flows of several agents as one stream.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use anyhow::bail;
 use jiff::Timestamp;
@@ -206,12 +209,17 @@ async fn followed(
 /// By time; what was lost stays before the record of its node that came after it.
 fn in_order(items: Vec<Item>) -> Vec<Item> {
     let mut keyed: Vec<(Timestamp, Item)> = Vec::with_capacity(items.len());
-    let mut later = Timestamp::MAX;
+    // The time of each node's next record.
+    let mut later: HashMap<String, Timestamp> = HashMap::new();
     for item in items.into_iter().rev() {
-        if let Item::Flow(flow) = &item {
-            later = flow.time;
-        }
-        keyed.push((later, item));
+        let time = match &item {
+            Item::Flow(flow) => {
+                later.insert(flow.node.clone(), flow.time);
+                flow.time
+            }
+            Item::Lost(node, _) => later.get(node).copied().unwrap_or(Timestamp::MAX),
+        };
+        keyed.push((time, item));
     }
     keyed.reverse();
     keyed.sort_by_key(|(time, _)| *time);
@@ -276,9 +284,12 @@ mod tests {
 
     #[test]
     fn what_was_lost_stays_before_what_came_after_it() {
-        let lost = Item::Lost("a".to_owned(), 7);
-        let ordered = in_order(vec![flow(3), lost, flow(5), flow(4), flow(1)]);
-        assert_eq!(shown(&ordered), ["1", "3", "4", "a lost 7", "5"]);
+        let lost = |node: &str| Item::Lost(node.to_owned(), 7);
+        let ordered = in_order(vec![flow(3), lost("n"), flow(5), flow(4), flow(1)]);
+        assert_eq!(shown(&ordered), ["1", "3", "4", "n lost 7", "5"]);
+        // Of a node that has no record after it: last, whatever others have.
+        let ordered = in_order(vec![lost("other"), flow(3), flow(1)]);
+        assert_eq!(shown(&ordered), ["1", "3", "other lost 7"]);
     }
 
     #[test]
