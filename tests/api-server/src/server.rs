@@ -25,6 +25,7 @@ use crate::{
     request::{Query, Target},
     serving::{self, Body, Handler, Serving},
     status::Status,
+    store,
 };
 
 /// `MaxRequestBodyBytes` of the API server.
@@ -115,6 +116,25 @@ impl ApiServer {
     /// are told 410.
     pub fn compact(&self) {
         self.shared.core().store.compact();
+    }
+
+    /// Puts objects of a resource there as they are, under the name that they are stored by (`pods`,
+    /// `authorizationpolicies.weir.dev`). Nothing is checked, defaulted or owned, and a status stands as given; who has
+    /// no UID gets one. For clusters that would take minutes to make by requests.
+    pub fn put(&self, stored: &str, objects: impl IntoIterator<Item = Value>) {
+        let mut core = self.shared.core();
+        for object in objects {
+            core.put(stored, object);
+        }
+        self.shared.changed.send_replace(());
+    }
+
+    /// Takes an object away at once, without grace or finalizers. Says whether it was there.
+    pub fn remove(&self, stored: &str, namespace: &str, name: &str) -> bool {
+        let mut core = self.shared.core();
+        let removed = core.store.remove(stored, &store::key(namespace, name)).is_some();
+        self.shared.changed.send_replace(());
+        removed
     }
 
     /// Leads port-forwards to a pod's port there. What no test leads anywhere is refused as a closed port is.

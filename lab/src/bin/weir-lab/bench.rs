@@ -4,13 +4,14 @@
 //! machine whose speed drifts does not favour one. Medians over the rounds, and their ratio to no mesh.
 
 mod cases;
+mod control;
 mod kinds;
 mod load;
 mod programs;
 mod report;
 mod system;
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
@@ -26,6 +27,7 @@ use system::System;
   cargo xtask bench --case bulk-1 --case crr-1 --path cross-node
   cargo xtask bench --path same-node --system direct --load
   cargo xtask bench --case programs --system direct
+  cargo xtask bench --case control
   cargo xtask bench --peer-cmd 'exec /opt/proxy --address $POD_IP' --json
 
 Between nodes there is mutual TLS only, so `direct` is measured between pods of one node.
@@ -38,6 +40,10 @@ a second, each time with 20 new addresses.
 The case `programs` lets the kernel count what its programs do for the connections of one client
 (crr-1) between pods of one node. Counting takes time itself, part of which is in the figures, so it
 is on for this case alone.
+
+The case `control` is of the control plane alone, and measured only when asked for: weir-control
+against an API server in memory with 20,000 pods and 2,000 services, and 200 agents in a process of
+their own that count what they receive. It takes two minutes; with --quick a tenth of all that.
 
 The peer's command is run by `sh -c`, once in each pod's network namespace, and killed at the end. Its
 environment: POD_NAME, POD_UID, POD_NAMESPACE, POD_SERVICE_ACCOUNT, POD_IP, POD_IP6, POD_NETNS (a
@@ -78,11 +84,21 @@ pub(crate) struct Bench {
     /// Seconds of each measurement.
     #[arg(long)]
     seconds: Option<f64>,
+    /// Be the agents of the case `control`, by the plan in this folder.
+    #[arg(long, hide = true, value_name = "FOLDER")]
+    agents_of: Option<PathBuf>,
 }
 
 impl Bench {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let tell = Narrator { json: self.json };
+        if let Some(folder) = &self.agents_of {
+            control::run_agents(folder)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if self.cases.contains(&Case::Control) {
+            return self.run_control(tell);
+        }
         weir_lab::require_root()?;
         let (rounds, seconds) = if self.quick { (2, 0.5) } else { (5, 2.0) };
         let rounds = self.rounds.unwrap_or(rounds).max(1);
@@ -147,6 +163,19 @@ impl Bench {
         if self.json {
             rows.extend(report::programs_rows(&usages));
             println!("{}", serde_json::to_string(&rows)?);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn run_control(&self, tell: Narrator) -> Result<ExitCode> {
+        ensure!(self.cases.len() == 1, "the case `control` is measured alone");
+        if let Some(warning) = cases::busy_machine()? {
+            tell.say(warning);
+        }
+        let figures = control::run(self.quick, tell)?;
+        tell.say(control::table(&figures));
+        if self.json {
+            println!("{}", serde_json::to_string(&figures)?);
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -193,6 +193,15 @@ impl Core {
         }
     }
 
+    /// Stores an object as it is, but for a UID if it has none.
+    pub(crate) fn put(&mut self, stored: &str, mut object: Value) {
+        if meta(&object, "uid").is_empty() {
+            object["metadata"]["uid"] = self.uuid().into();
+        }
+        let key = store::key(meta(&object, "namespace"), meta(&object, "name"));
+        self.store.put(stored, &key, object);
+    }
+
     /// A random UUID (version 4).
     pub(crate) fn uuid(&mut self) -> String {
         let mut bytes: [u8; 16] = self.random.random();

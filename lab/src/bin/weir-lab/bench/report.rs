@@ -166,7 +166,7 @@ pub(crate) fn programs_table(usages: &[Usage]) -> String {
 }
 
 /// Three digits or so: more would be noise.
-fn rounded(value: f64) -> String {
+pub(super) fn rounded(value: f64) -> String {
     match value {
         100.0.. => format!("{value:.0}"),
         1.0.. => format!("{value:.1}"),
