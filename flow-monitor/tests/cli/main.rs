@@ -9,6 +9,7 @@
 mod agents;
 mod audit;
 mod check;
+mod install;
 mod migrate;
 mod rollback;
 mod world;

@@ -93,6 +93,16 @@ impl World {
         command
     }
 
+    /// Runs the command where Weir is, or is to be, installed by itself.
+    pub(crate) fn run_installed(&self, arguments: &[&str]) -> Ran {
+        let mut command = weir();
+        command
+            .args(arguments)
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig.path());
+        Ran::of(command.output().unwrap())
+    }
+
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         Ran::of(self.command(arguments).output().unwrap())
     }

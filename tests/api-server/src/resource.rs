@@ -57,7 +57,13 @@ impl Resource {
         self.custom.is_some()
             || matches!(
                 self.kind.as_str(),
-                "DaemonSet" | "Deployment" | "EndpointSlice" | "CustomResourceDefinition" | "Pod"
+                "DaemonSet"
+                    | "Deployment"
+                    | "EndpointSlice"
+                    | "CustomResourceDefinition"
+                    | "NetworkPolicy"
+                    | "Pod"
+                    | "PodDisruptionBudget"
             )
     }
 
@@ -161,6 +167,60 @@ const BUILT_IN: &[Row] = &[
         "endpointslices",
         &[],
         true,
+        false,
+    ),
+    (
+        "networking.k8s.io",
+        "v1",
+        "NetworkPolicy",
+        "networkpolicies",
+        &["netpol"],
+        true,
+        false,
+    ),
+    (
+        "policy",
+        "v1",
+        "PodDisruptionBudget",
+        "poddisruptionbudgets",
+        &["pdb"],
+        true,
+        true,
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "Role",
+        "roles",
+        &[],
+        true,
+        false,
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "RoleBinding",
+        "rolebindings",
+        &[],
+        true,
+        false,
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRole",
+        "clusterroles",
+        &[],
+        false,
+        false,
+    ),
+    (
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        &[],
+        false,
         false,
     ),
     (
