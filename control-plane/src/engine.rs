@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     ads::Store,
-    cluster::Event,
+    cluster::{Event, ObjectName, parse::name_of},
     compile::{Compiler, PolicyKind, Settings},
     status::Present,
     watch::{Batch, Seen},
@@ -20,6 +20,8 @@ pub struct Engine {
     compiler: RwLock<Compiler>,
     /// What stands in the cluster of what we write there.
     present: RwLock<Present>,
+    /// Pods of which something changed since they were last asked for.
+    touched: Mutex<HashSet<ObjectName>>,
     store: Arc<Store>,
     /// Counts what was taken in.
     revision: watch::Sender<u64>,
@@ -35,6 +37,7 @@ impl Engine {
         Self {
             compiler: RwLock::new(Compiler::new(settings)),
             present: RwLock::default(),
+            touched: Mutex::default(),
             store,
             revision: watch::Sender::new(0),
             synced: watch::Sender::new(false),
@@ -50,6 +53,12 @@ impl Engine {
     /// What stands in the cluster of what is written there.
     pub fn present(&self) -> RwLockReadGuard<'_, Present> {
         self.present.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pods of which something changed, here or in the cluster, since this was last asked. Whoever asks looks at them after.
+    #[must_use]
+    pub fn take_touched(&self) -> HashSet<ObjectName> {
+        std::mem::take(&mut self.touched.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Says when something was taken in.
@@ -94,12 +103,16 @@ impl Engine {
     }
 
     fn take(&self, events: Vec<Event>, seen: Vec<Seen>) {
+        let mut touched = HashSet::new();
         {
             // Before the compiler: what is said of a policy is said of the version that stands here.
             let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
             for seen in seen {
                 match seen {
-                    Seen::Pod(meta) => present.set_pod(&meta),
+                    Seen::Pod(meta) => {
+                        present.set_pod(&meta);
+                        touched.extend(name_of(&meta));
+                    }
                     Seen::Node(name, node) => present.set_node(name, node),
                     Seen::Policy(kind, api, object) => present.set_policy(kind, api, &object),
                 }
@@ -120,9 +133,15 @@ impl Engine {
         }
         let changes = {
             let mut compiler = self.compiler.write().unwrap_or_else(PoisonError::into_inner);
-            compiler.apply(events)
+            let changes = compiler.apply(events);
+            touched.extend(compiler.touched().iter().cloned());
+            changes
         };
         self.store.apply(changes);
+        self.touched
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(touched);
         self.revision.send_modify(|revision| *revision += 1);
     }
 }

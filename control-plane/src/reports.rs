@@ -1,9 +1,9 @@
 //! What agents say of their nodes. The control plane writes it to the cluster for them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -44,12 +44,14 @@ pub struct NodeState {
 #[derive(Debug)]
 pub struct Reports {
     nodes: RwLock<HashMap<Arc<str>, Reported>>,
+    /// Nodes of which something else is known than when they were last asked for.
+    touched: Mutex<HashSet<Arc<str>>>,
     changed: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct Reported {
-    state: NodeState,
+    state: Arc<NodeState>,
     /// The stream that it came by.
     stream: u64,
 }
@@ -80,6 +82,7 @@ impl Default for Reports {
     fn default() -> Self {
         Self {
             nodes: RwLock::default(),
+            touched: Mutex::default(),
             changed: watch::Sender::new(0),
         }
     }
@@ -90,17 +93,28 @@ impl Reports {
     #[must_use]
     pub fn node(&self, node: &str) -> Option<NodeState> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        nodes.get(node).map(|reported| reported.state.clone())
+        nodes.get(node).map(|reported| NodeState::clone(&reported.state))
     }
 
     /// All that was said.
     #[must_use]
-    pub fn all(&self) -> HashMap<Arc<str>, NodeState> {
+    pub fn all(&self) -> HashMap<Arc<str>, Arc<NodeState>> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let states = nodes
             .iter()
             .map(|(node, reported)| (node.clone(), reported.state.clone()));
         states.collect()
+    }
+
+    /// Nodes of which something else is known than when this was last asked. Whoever asks looks at [`Reports::all`] after.
+    #[must_use]
+    pub fn take_touched(&self) -> HashSet<Arc<str>> {
+        std::mem::take(&mut self.touched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn touch(&self, node: &Arc<str>) {
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.insert(node.clone());
     }
 
     /// Says when something changed.
@@ -110,6 +124,7 @@ impl Reports {
     }
 
     fn set(&self, node: &Arc<str>, stream: u64, state: NodeState) {
+        let state = Arc::new(state);
         let reported = Reported {
             state: state.clone(),
             stream,
@@ -118,6 +133,7 @@ impl Reports {
         let before = nodes.insert(node.clone(), reported);
         drop(nodes);
         if before.is_none_or(|before| before.state != state) {
+            self.touch(node);
             self.changed.send_modify(|count| *count += 1);
         }
     }
@@ -128,6 +144,8 @@ impl Reports {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         if nodes.get(node).is_some_and(|reported| reported.stream == stream) {
             nodes.remove(node);
+            drop(nodes);
+            self.touch(node);
         }
     }
 }
@@ -219,9 +237,16 @@ mod tests {
         };
         reports.set(&node, 1, NodeState::default());
         reports.set(&node, 2, ready());
+        assert_eq!(reports.take_touched(), HashSet::from([node.clone()]));
+        reports.set(&node, 2, ready());
         reports.forget(&node, 1);
+        assert!(
+            reports.take_touched().is_empty(),
+            "what is said again changes nothing"
+        );
         assert_eq!(reports.node("n1"), Some(ready()), "the newer stream's");
         reports.forget(&node, 2);
         assert_eq!(reports.node("n1"), None);
+        assert_eq!(reports.take_touched(), HashSet::from([node]));
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     publish,
     reports::{ReportService, Reports},
     server::{self, OwnCertificate},
-    status::{Pace, Writer, desired, plan},
+    status::{Pace, Wanted, Writer, plan},
     watch::{self as watches, QUEUE},
 };
 
@@ -259,15 +259,16 @@ async fn write_status(
         return;
     }
     changed.notify_one();
+    let mut wanted = Wanted::default();
     let plans = move || {
-        let present = engine.present();
-        let desired = desired(
-            &engine.compiler(),
-            &reports.all(),
-            &present,
-            &root_namespace,
-            taint_starting,
-        );
+        // Before anything is looked at: what changes meanwhile is looked at again.
+        let (mut pods, nodes) = (engine.take_touched(), reports.take_touched());
+        let (reports, present) = (reports.all(), engine.present());
+        let compiler = engine.compiler();
+        let of_nodes = nodes.iter().flat_map(|node| compiler.pods_of_node(node));
+        pods.extend(of_nodes.cloned());
+        wanted.look(&compiler, &reports, &present, &pods);
+        let desired = wanted.desired(&compiler, &reports, &present, &root_namespace, taint_starting);
         plan(&desired, &present, Timestamp::now())
     };
     let watch = async {

@@ -51,7 +51,8 @@ pub(super) fn in_range(node: Option<&Node>, address: IpAddr) -> Result<(), Refus
 // === impl Claims ===
 
 impl Claims {
-    /// Enters or takes back a pod's claims. Gives the pods that have an address now, or had it before.
+    /// Enters or takes back a pod's claims. Gives the pods that have an address now, or had it before; and where those differ,
+    /// whoever else claims it.
     pub(super) fn set(
         &mut self,
         name: &ObjectName,
@@ -62,7 +63,7 @@ impl Claims {
         let mut concerned = Vec::new();
         for address in addresses {
             let claims = self.pods.entry(*address).or_default();
-            concerned.extend(claims.first().map(|claim| claim.pod.clone()));
+            let before = claims.first().map(|claim| claim.pod.clone());
             let claim = Claim {
                 created: pod.created,
                 uid: pod.uid.clone(),
@@ -73,7 +74,11 @@ impl Claims {
             } else {
                 claims.remove(&claim);
             }
-            concerned.extend(claims.first().map(|claim| claim.pod.clone()));
+            let after = claims.first().map(|claim| &claim.pod);
+            if before.as_ref() != after {
+                concerned.extend(claims.iter().map(|claim| claim.pod.clone()));
+            }
+            concerned.extend(before);
             if claims.is_empty() {
                 self.pods.remove(address);
             }

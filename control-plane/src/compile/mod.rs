@@ -60,6 +60,8 @@ pub struct Compiler {
     offering: HashMap<IpAddr, BTreeSet<ObjectName>>,
     claims: Claims,
     policies: PolicySet,
+    /// Pods that were made anew by the last events.
+    touched: HashSet<ObjectName>,
 }
 
 /// What is to be made anew.
@@ -113,6 +115,7 @@ impl Compiler {
             foreign: HashMap::new(),
             offering: HashMap::new(),
             claims: Claims::default(),
+            touched: HashSet::new(),
         }
     }
 
@@ -140,7 +143,15 @@ impl Compiler {
         for name in &touched.pods {
             self.pod(name, &mut changes);
         }
+        self.touched = touched.pods;
         changes
+    }
+
+    /// Pods that the last [`Compiler::apply`] may have changed, or taken away: of all others, [`Compiler::pod_view`] is what it
+    /// was.
+    #[must_use]
+    pub fn touched(&self) -> &HashSet<ObjectName> {
+        &self.touched
     }
 
     /// What became of each policy.
@@ -171,6 +182,11 @@ impl Compiler {
     /// Every pod's name.
     pub fn pods(&self) -> impl Iterator<Item = &ObjectName> {
         self.pods.keys()
+    }
+
+    /// The pods of a node.
+    pub fn pods_of_node(&self, node: &str) -> impl Iterator<Item = &ObjectName> {
+        self.pods_of_node.get(node).into_iter().flatten()
     }
 
     /// Whether a pod of a node is to be enrolled under a service account: what a certificate is given for.

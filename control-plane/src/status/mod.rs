@@ -1,6 +1,6 @@
 //! What the control plane says of the cluster in the cluster: conditions of policies, annotations of pods, events.
 //!
-//! [`desired`] says what should stand there, [`plan`] what is to be written for that, and [`Writer`] writes it. Any number of
+//! [`Wanted`] knows what should stand there, [`plan`] what is to be written for that, and [`Writer`] writes it. Any number of
 //! replicas do so without a leader: what is desired follows from what all of them see, a write counts only for the
 //! version that it was planned for, and what stands there already is not written.
 
@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{cluster::ObjectName, compile::PolicyKey};
 
-pub use desired::desired;
+pub use desired::{Wanted, desired};
 pub use notice::{Notice, Regarding};
 pub use plan::{PolicyWrite, Write, plan};
 pub use present::{Present, PresentNode};
@@ -39,7 +39,7 @@ pub const TRUE: &str = "true";
 pub struct Desired {
     /// Of our policies.
     pub policies: BTreeMap<PolicyKey, PolicyState>,
-    /// Of pods.
+    /// Of pods of which something else stands there now.
     pub pods: BTreeMap<ObjectName, PodState>,
     /// Nodes, and whether they bear [`NODE_TAINT`].
     pub nodes: BTreeMap<Arc<str>, bool>,

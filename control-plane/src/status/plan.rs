@@ -132,7 +132,10 @@ fn status(state: &PolicyState, there: &PresentPolicy, now: Timestamp) -> Option<
 }
 
 /// The annotations of a pod that are to change.
-fn annotations(state: &PodState, there: Option<&PresentPod>) -> BTreeMap<&'static str, Option<String>> {
+pub(super) fn annotations(
+    state: &PodState,
+    there: Option<&PresentPod>,
+) -> BTreeMap<&'static str, Option<String>> {
     // Those of an earlier pod of this name are gone with it.
     let there = there.filter(|there| there.uid == state.uid);
     let wishes = [

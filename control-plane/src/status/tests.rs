@@ -21,6 +21,8 @@ struct World {
     compiler: Compiler,
     present: Present,
     reports: HashMap<Arc<str>, NodeState>,
+    /// Kept up with each step.
+    wanted: Wanted,
 }
 
 impl World {
@@ -31,7 +33,14 @@ impl World {
             compiler,
             present: Present::default(),
             reports: HashMap::new(),
+            wanted: Wanted::default(),
         }
+    }
+
+    fn look(&mut self, more: &[ObjectName]) {
+        let names = self.compiler.touched().iter().chain(more);
+        self.wanted
+            .look(&self.compiler, &self.reports, &self.present, names);
     }
 
     fn pod(&mut self, name: &str, uid: &str, meta: &Value, spec: &Value) {
@@ -55,6 +64,7 @@ impl World {
             Some(Box::new(Pod::parse(&pod).unwrap())),
         );
         self.compiler.apply([event]);
+        self.look(&[name_of(&pod.metadata).unwrap()]);
     }
 
     fn policy(&mut self, namespace: &str, generation: i64, spec: &Value, status: &Value) {
@@ -70,6 +80,7 @@ impl World {
             .set_policy(PolicyKind::Authorization, PolicyApi::Weir, &object);
         let event = crd::authorization_event(PolicyApi::Weir, &object).unwrap();
         self.compiler.apply([event]);
+        self.look(&[]);
     }
 
     fn report(&mut self, node: &str, pods: &[(&str, Result<(), &str>)]) {
@@ -78,10 +89,19 @@ impl World {
             .map(|(uid, result)| (Arc::from(*uid), result.map_err(str::to_owned)));
         let (ready, pods) = (true, pods.collect());
         self.reports.insert(node.into(), NodeState { ready, pods });
+        let pods: Vec<_> = self.compiler.pods_of_node(node).cloned().collect();
+        self.look(&pods);
     }
 
     fn plan(&self) -> Vec<Write> {
-        let desired = desired(&self.compiler, &self.reports, &self.present, "weir-system", true);
+        let (compiler, reports, present) = (&self.compiler, &self.reports, &self.present);
+        let desired = desired(compiler, reports, present, "weir-system", true);
+        assert_eq!(
+            self.wanted
+                .desired(compiler, reports, present, "weir-system", true),
+            desired,
+            "what is kept up pod by pod is what looking at all of them gives"
+        );
         plan(&desired, &self.present, Timestamp::UNIX_EPOCH)
     }
 
@@ -213,7 +233,22 @@ fn annotations_of_an_earlier_pod_of_the_name_are_not_the_pods() {
     let old = std::mem::take(&mut world.present);
     world.pod("web", "u2", &NOTHING(), &NOTHING());
     world.present = old;
+    world.look(&[ObjectName::new("shop", "web")]);
     assert!(matches!(&world.plan()[..], [Write::Pod { uid, .. }] if &**uid == "u2"));
+}
+
+#[test]
+fn whoever_is_refused_an_address_is_told_who_has_it_also_where_that_changes() {
+    let mut world = World::new();
+    for (name, day) in [("first", 2), ("second", 3), ("eldest", 1)] {
+        let made = json!({"creationTimestamp": format!("2026-01-0{day}T00:00:00Z")});
+        let claims = json!({"addresses": [{"ip": "10.0.0.9"}]});
+        world.pod(name, name, &made, &claims);
+        // Which compares with what looking at all of them gives.
+        world.plan();
+    }
+    let expected = ["AddressRefused shop/first", "AddressRefused shop/second"];
+    assert_eq!(world.notices(), expected);
 }
 
 #[test]
