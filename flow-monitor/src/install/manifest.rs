@@ -80,8 +80,12 @@ fn change(object: &mut Object, settings: &Settings) {
                     _ => ("WEIR_TRUST_DOMAIN", &settings.trust_domain),
                 };
                 if let (Some(value), Some(variables)) = (value, container["env"].as_array_mut()) {
-                    variables.retain(|variable| variable["name"] != name);
-                    variables.push(json!({"name": name, "value": value}));
+                    // In its place: another order would be another template, and restart every pod.
+                    let variable = json!({"name": name, "value": value});
+                    match variables.iter_mut().find(|variable| variable["name"] == name) {
+                        Some(there) => *there = variable,
+                        None => variables.push(variable),
+                    }
                 }
             }
         }
@@ -260,6 +264,19 @@ mod tests {
         };
         assert_eq!(more.or(known).replicas, Some(5));
         assert_eq!(Settings::of(None, None), Settings::default());
+        // Applied again, with what is known of it, nothing is another: no pod is restarted.
+        for wanted in [settings(), Settings::default()] {
+            let installed = objects("weir-system", &wanted).unwrap();
+            let known = Settings::of(
+                Some(find(&installed, "Deployment", "weir-control")),
+                Some(find(&installed, "DaemonSet", "weir-agent")),
+            );
+            let tag = wanted.tag.clone();
+            assert_eq!(
+                objects("weir-system", &Settings { tag, ..known }).unwrap(),
+                installed
+            );
+        }
     }
 
     #[test]
