@@ -261,7 +261,7 @@ fn connections(connections: &[super::report::Connection]) -> String {
             Way::MutualTls if one.tls.is_empty() => "mutual TLS".to_owned(),
             Way::MutualTls => format!("mutual TLS: {}", one.tls.join(", ")),
             Way::SameNode => "same node".to_owned(),
-            Way::Plaintext => "**plaintext**".to_owned(),
+            Way::Plaintext => "PLAINTEXT".to_owned(),
             Way::PlaintextObserved => "plaintext (observed)".to_owned(),
         };
         vec![
