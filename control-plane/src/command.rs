@@ -87,6 +87,12 @@ async fn change(command: &Authority, secret: &AuthoritySecret, now: Timestamp) -
         Authority::Revoke(Revoke {
             serial: Some(serial), ..
         }) => {
+            // Before: what nobody is told of must not look done.
+            if let Some(why) = secret.status(now).await?.no_lists {
+                anyhow::bail!(
+                    "the authority cannot sign revocation lists ({why}): its certificate needs the key usage cRLSign. Revoke the identity"
+                );
+            }
             secret
                 .revoke_serial(serial.clone(), Reason::Unspecified, now)
                 .await?;

@@ -67,12 +67,12 @@ pub async fn roots(client: Client, namespace: String, mut in_force: watch::Recei
 /// ends.
 pub async fn revocations(
     store: Arc<Store>,
-    in_force: watch::Receiver<Option<Arc<InForce>>>,
+    mut in_force: watch::Receiver<Option<Arc<InForce>>>,
     mut lists: watch::Receiver<RevocationLists>,
 ) {
     loop {
         let signed = lists.borrow_and_update().clone();
-        let authority = in_force.borrow().clone();
+        let authority = in_force.borrow_and_update().clone();
         let revoked = authority
             .as_deref()
             .map(InForce::revoked)
@@ -89,7 +89,12 @@ pub async fn revocations(
             None => Change::Remove(ResourceType::Revocations, REVOCATIONS.into()),
         };
         store.apply([change]);
-        if lists.changed().await.is_err() {
+        // Identities also where no list of them can be signed.
+        let changed = tokio::select! {
+            changed = lists.changed() => changed,
+            changed = in_force.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }

@@ -57,6 +57,9 @@ pub(crate) struct Uninstall {
     /// Leave what was installed to whoever installed it, except Deployment and DaemonSet.
     #[arg(long)]
     keep_objects: bool,
+    /// Go on where there is no DaemonSet weir-agent any more, by which nodes could be cleaned.
+    #[arg(long)]
+    leave_nodes: bool,
     /// How long each step may take.
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = rollback::seconds)]
     timeout: Duration,
@@ -68,10 +71,14 @@ impl Uninstall {
         let cluster = Cluster::new(options).await?;
         let namespace = cluster.namespace.clone();
         let mut out = anstream::stdout();
-        let objects = present(&cluster, &namespace).await?;
+        // What else was installed, and where, its own installer knows.
+        let objects = match self.keep_objects {
+            true => Vec::new(),
+            false => present(&cluster, &namespace).await?,
+        };
         let policies = policies(&cluster).await?;
         writeln!(out, "{}", paint(BOLD, format!("Weir in {}", cluster.name)))?;
-        if objects.is_empty() {
+        if objects.is_empty() && !self.keep_objects {
             writeln!(out, "  nothing of it is installed")?;
         }
         for object in &objects {
@@ -94,7 +101,8 @@ impl Uninstall {
         if !self.yes {
             rollback::confirm()?;
         }
-        self.nodes(&cluster, &namespace, &mut out).await?;
+        self.nodes(&cluster, &namespace, !objects.is_empty(), &mut out)
+            .await?;
         // It would write again what is removed next.
         self.remove(&cluster, &workload(&namespace, "Deployment", "weir-control"))
             .await?;
@@ -120,25 +128,33 @@ impl Uninstall {
         &self,
         cluster: &Cluster,
         namespace: &str,
+        installed: bool,
         out: &mut impl io::Write,
     ) -> anyhow::Result<()> {
         let agents = workload(namespace, "DaemonSet", "weir-agent");
         let detach = workload(namespace, "DaemonSet", DETACH);
-        let (installed, begun) = (
-            apply::get(cluster, &agents).await?,
-            apply::get(cluster, &detach).await?,
-        );
-        let made = match (installed, begun) {
-            (Some(installed), _) => detaching(&installed, namespace),
-            // It was broken off before.
-            (None, Some(begun)) => detaching(&begun, namespace),
-            (None, None) => {
-                let text = "There is no DaemonSet weir-agent: what agents left on nodes stays. Install again and uninstall, or run \
-                            'weir-agent --detach' there.";
-                writeln!(out, "{}", paint(WARN, text))?;
-                return Ok(());
-            }
+        // What was begun and broken off is known by the second one.
+        let source = match apply::get(cluster, &agents).await? {
+            Some(found) => Some(found),
+            None => apply::get(cluster, &detach).await?,
         };
+        let Some(source) = source else {
+            let text =
+                "There is no DaemonSet weir-agent: what agents left on nodes cannot be taken out from here";
+            if installed && !self.leave_nodes {
+                bail!(
+                    "{text}. 'weir install' and uninstall again, or give --leave-nodes and run 'weir-agent --detach' on each"
+                );
+            }
+            writeln!(out, "{}", paint(WARN, text))?;
+            return Ok(());
+        };
+        // First what knows how to detach, on no node yet: whatever breaks off from here on, the next time goes on with it.
+        let (held, made) = (
+            detaching(&source, namespace, true),
+            detaching(&source, namespace, false),
+        );
+        apply::apply(cluster, &held).await?;
         self.remove(cluster, &agents).await?;
         self.no_pods(cluster, namespace).await?;
         apply::apply(cluster, &made).await?;
@@ -232,7 +248,7 @@ async fn policies(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
 }
 
 /// A DaemonSet like the agents' that detaches on each node and stays until it is deleted.
-fn detaching(agents: &Object, namespace: &str) -> Object {
+fn detaching(agents: &Object, namespace: &str, held: bool) -> Object {
     let labels = json!({"app.kubernetes.io/name": DETACH, "app.kubernetes.io/part-of": "weir"});
     let mut spec = agents["spec"]["template"]["spec"].clone();
     for container in spec["containers"].as_array_mut().into_iter().flatten() {
@@ -250,10 +266,18 @@ fn detaching(agents: &Object, namespace: &str) -> Object {
     {
         mounts.retain(needed);
     }
+    // Agents have no affinity of their own.
+    spec["affinity"] = if held {
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "weir.dev/on-no-node", "operator": "Exists"}]},
+        ]}}})
+    } else {
+        serde_json::Value::Null
+    };
     let mut made = workload(namespace, "DaemonSet", DETACH);
     made["spec"] = json!({
         "selector": {"matchLabels": {"app.kubernetes.io/name": DETACH}},
-        "template": {"metadata": {"labels": labels}, "spec": spec},
+        "template": {"metadata": {"labels": labels, "annotations": {"weir.dev/mesh": "disabled"}}, "spec": spec},
     });
     made
 }

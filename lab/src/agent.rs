@@ -244,10 +244,11 @@ impl Agent {
     pub fn replace(&mut self) -> Result<ExitStatus> {
         let mut config = self.config.clone();
         let port = config.metrics.address.port();
-        config
-            .metrics
-            .address
-            .set_port(if port % 2 == 0 { port + 1 } else { port - 1 });
+        config.metrics.address.set_port(if port.is_multiple_of(2) {
+            port + 1
+        } else {
+            port - 1
+        });
         let file = self
             .file
             .with_extension(format!("{}.yaml", config.metrics.address.port()));
@@ -257,7 +258,7 @@ impl Agent {
         crate::poll("the next agent to stand by", PATIENCE, || {
             Ok(self
                 .metrics()
-                .is_ok_and(|text| text.contains("weir_standby 1"))
+                .is_ok_and(|text| text.contains("weir_standby 1") && self.http("/readyz").is_ok())
                 .then_some(()))
         })
         .with_context(|| self.log())?;

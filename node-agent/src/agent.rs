@@ -84,8 +84,12 @@ pub async fn run(
     let port = weir_admin::bind(config.metrics.address)
         .await
         .with_context(|| format!("the metrics port {} cannot be opened", config.metrics.address))?;
+    let control_plane = config
+        .control_plane
+        .as_ref()
+        .map(|own| ControlPlane::new(&own.value));
     let pins = if standby {
-        takeover::stand_by(&config.pin_dir, &port).await?
+        takeover::stand_by(&config.pin_dir, &port, control_plane.as_ref()).await?
     } else {
         Pins::claim_soon(&config.pin_dir)?
     };
@@ -112,10 +116,6 @@ pub async fn run(
         lifetime: config.certificates.lifetime.value.0,
         ..Settings::new(config.trust_domain.clone())
     };
-    let control_plane = config
-        .control_plane
-        .as_ref()
-        .map(|own| ControlPlane::new(&own.value));
     let issuer: Arc<dyn Issuer> = match (ca, &control_plane) {
         (Some(ca), _) => Arc::new(ca),
         (None, Some(control_plane)) => Arc::new(RemoteIssuer::new(control_plane.clone())),
@@ -219,6 +219,11 @@ pub async fn run(
         let _ = std::fs::remove_file(&cni.socket);
     }
     if standby {
+        // What is known from here on grows old: nobody is told that a pod is outside of the mesh.
+        agent.ready.store(false, Ordering::Release);
+        if let Some(state) = &agent.control {
+            state.disconnected("this agent stops".to_owned());
+        }
         following.shutdown().await;
         tasks.shutdown().await;
         let _ = std::fs::remove_file(&socket_path);
@@ -316,7 +321,12 @@ impl Agent {
 
     /// Says that what there is is known: what an earlier agent left of it is kept, all else goes, and traffic is taken.
     pub fn start(&self) {
-        tokio::task::block_in_place(|| self.enrolment.reap());
+        tokio::task::block_in_place(|| {
+            self.enrolment.reap();
+            if let Err(error) = self.node.datapath.remove_other_versions() {
+                tracing::error!(%error, "the programs of another version are still in place");
+            }
+        });
         self.ready.store(true, Ordering::Release);
         tracing::info!(node = self.node.name, pods = self.node.pods().len(), "ready");
     }

@@ -133,9 +133,22 @@ impl Enrolment {
         let mesh = self.node.mesh.load();
         let cookie = |pod: &Arc<LocalPod>| self.find(&pod.netns).ok().map(|netns| netns.cookie());
         let configured: HashSet<u64> = mesh.local().values().filter_map(cookie).collect();
+        // Of pods that are just starting the runtime has made the namespace, and there is no process yet to find it by: what
+        // bears their addresses stays until they are enrolled again, and fails closed.
+        let unfound: Vec<&Arc<LocalPod>> = mesh
+            .local()
+            .values()
+            .filter(|pod| cookie(pod).is_none())
+            .collect();
+        let may_be_starting = |known: &weir_abi::Pod| {
+            unfound.iter().any(|local| {
+                let same = weir_abi::Pod::new(known.handle, &local.workload.addresses);
+                *known == same.observed(local.observed)
+            })
+        };
         let mut kept: HashSet<u32> = self.node.pods().iter().map(|pod| pod.handle.0).collect();
         for (cookie, pod) in self.node.datapath.pods() {
-            if configured.contains(&cookie) {
+            if configured.contains(&cookie) || may_be_starting(&pod) {
                 kept.insert(pod.handle);
             } else {
                 self.node.datapath.remove_pod(Some(cookie), PodHandle(pod.handle));

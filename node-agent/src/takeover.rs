@@ -3,7 +3,12 @@
 //! The next agent starts while the one before is at work, and stands by. When that one is told to stop it gives up the
 //! kernel's maps, and goes on accepting until the next one says that it is ready; then it lets its open connections end.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 
@@ -15,10 +20,15 @@ use tokio::{
 };
 use weir_types::api::{Request, Response};
 
-use crate::datapath::{DatapathError, Pins};
+use crate::{
+    control::{self, ControlPlane},
+    datapath::{self, DatapathError, Pins},
+};
 
 /// How often a waiting agent tries to take over.
 const TRY: Duration = Duration::from_millis(20);
+/// How often an agent that could not take over tries again.
+const REHEARSE: Duration = Duration::from_secs(2);
 /// How long an agent that stops waits for another one to take over.
 const CLAIM: Duration = Duration::from_millis(500);
 /// How long the one that took over may need until it is ready.
@@ -26,10 +36,18 @@ const READY: Duration = Duration::from_secs(30);
 /// How often it is asked, and how long it may take to answer.
 const ASK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// What a waiting agent says at its `/readyz`: it is ready to take over, which is what whoever replaces the one before needs
-/// to know.
+/// What a waiting agent says at its `/readyz`: whether it is ready to take over, which is what whoever replaces the one before
+/// needs to know. Of an agent that could not, the one before must not be stopped.
 #[derive(Debug)]
-pub struct Standby;
+struct Standby {
+    missing: Mutex<Option<String>>,
+}
+
+impl Standby {
+    fn say(&self, missing: Option<String>) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+}
 
 impl weir_admin::Admin for Standby {
     fn metrics(&self) -> Vec<u8> {
@@ -37,7 +55,32 @@ impl weir_admin::Admin for Standby {
     }
 
     fn not_ready(&self) -> Option<String> {
-        None
+        self.missing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Tries what taking over needs, until all of it is there: the kernel takes the programs, and the control plane answers.
+async fn rehearse(standby: Arc<Standby>, control_plane: Option<ControlPlane>) {
+    loop {
+        let tried = async {
+            tokio::task::block_in_place(datapath::rehearse).map_err(|error| error.to_string())?;
+            match &control_plane {
+                Some(control_plane) => control::rehearse(control_plane)
+                    .await
+                    .map_err(|error| format!("the control plane: {error}")),
+                None => Ok(()),
+            }
+        };
+        let Err(problem) = tried.await else {
+            tracing::info!("ready to take over");
+            return standby.say(None);
+        };
+        tracing::warn!(problem, "not ready to take over; trying again");
+        standby.say(Some(format!("it could not take over: {problem}")));
+        sleep(REHEARSE).await;
     }
 }
 
@@ -72,22 +115,31 @@ pub async fn hold(address: SocketAddr) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the pins cannot be used.
-pub async fn stand_by(pins: &Path, port: &Arc<TcpListener>) -> Result<Pins, DatapathError> {
-    let mut answering = JoinSet::new();
+pub async fn stand_by(
+    pins: &Path,
+    port: &Arc<TcpListener>,
+    control_plane: Option<&ControlPlane>,
+) -> Result<Pins, DatapathError> {
+    let mut waiting = JoinSet::new();
     loop {
         match Pins::claim(pins) {
             Err(DatapathError::InUse { .. }) => {}
             claimed => return claimed,
         }
-        if answering.is_empty() {
+        if waiting.is_empty() {
             tracing::info!(pins = %pins.display(), "another agent is at work here: standing by until it stops");
-            answering.spawn(weir_admin::serve(port.clone(), Arc::new(Standby)));
+            let standby = Arc::new(Standby {
+                missing: Mutex::new(Some("trying whether it could take over".to_owned())),
+            });
+            waiting.spawn(weir_admin::serve(port.clone(), standby.clone()));
+            waiting.spawn(rehearse(standby, control_plane.cloned()));
         }
         sleep(TRY).await;
     }
 }
 
-/// Waits, when this agent gave up its pins, until another one took over and is ready. False if none did.
+/// Waits, when this agent gave up its pins, until another one took over and is ready. False if none did. One that fails at it
+/// gives the next one its time.
 pub async fn handed_over(pins: &Path, socket: &Path) -> bool {
     let deadline = Instant::now() + CLAIM;
     while !Pins::are_claimed(pins) {
@@ -105,7 +157,7 @@ pub async fn handed_over(pins: &Path, socket: &Path) -> bool {
         }
         sleep(ASK.0).await;
     }
-    tracing::warn!("the agent that took over is not ready in {READY:?}");
+    tracing::warn!("no agent that took over is ready in {READY:?}");
     true
 }
 

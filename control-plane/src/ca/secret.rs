@@ -63,6 +63,8 @@ pub struct AuthorityStatus {
     pub roots_end: Timestamp,
     /// When the signing certificate ends.
     pub authority_end: Timestamp,
+    /// Why no revocation list can be signed, so that single certificates cannot be revoked.
+    pub no_lists: Option<String>,
     /// Certificates that are revoked.
     pub revoked_serials: usize,
     /// Identities that are revoked.
@@ -167,6 +169,10 @@ impl AuthoritySecret {
             roots: in_force.roots().len(),
             roots_end: in_force.roots_end(),
             authority_end: in_force.authority().not_after(),
+            no_lists: in_force
+                .revocation_lists(now)
+                .err()
+                .map(|error| error.to_string()),
             revoked_serials: contents.revoked.serials.len(),
             revoked_identities: contents.revoked.identities.len(),
         })

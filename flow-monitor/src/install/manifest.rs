@@ -58,7 +58,9 @@ pub(crate) fn objects(namespace: &str, settings: &Settings) -> anyhow::Result<Ve
     objects.sort_by_key(|object| match object["kind"].as_str() {
         Some("Namespace") => 0,
         Some("CustomResourceDefinition") => 1,
-        Some("DaemonSet" | "Deployment") => 3,
+        // An agent may need what an older weir-control does not have.
+        Some("Deployment") => 3,
+        Some("DaemonSet") => 4,
         _ => 2,
     });
     Ok(objects)

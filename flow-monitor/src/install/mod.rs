@@ -89,9 +89,12 @@ impl Install {
         for object in &objects {
             apply::apply(&cluster, object).await?;
             writeln!(out, "  {}", apply::title(object))?;
+            if object["kind"] == "Deployment" && !self.no_wait {
+                rollout::control(&cluster, &namespace, self.timeout).await?;
+            }
         }
         if !self.no_wait {
-            rollout::wait(&cluster, &namespace, self.timeout).await?;
+            rollout::agents(&cluster, &namespace, self.timeout).await?;
             writeln!(
                 out,
                 "{}",

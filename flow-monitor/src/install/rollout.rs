@@ -12,20 +12,22 @@ use crate::cluster::Cluster;
 /// How often it is looked.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Waits until Deployment and DaemonSet run what they should on every node.
+/// Waits until weir-control runs what it should.
 ///
 /// # Errors
-/// That they do not in time: which, how many.
-pub(crate) async fn wait(cluster: &Cluster, namespace: &str, patience: Duration) -> anyhow::Result<()> {
-    let parts = [
-        workload(namespace, "Deployment", "weir-control"),
-        workload(namespace, "DaemonSet", "weir-agent"),
-    ];
-    let deadline = Instant::now() + patience;
-    for part in &parts {
-        ready(cluster, part, deadline, patience).await?;
-    }
-    Ok(())
+/// That it does not in time.
+pub(crate) async fn control(cluster: &Cluster, namespace: &str, patience: Duration) -> anyhow::Result<()> {
+    let part = workload(namespace, "Deployment", "weir-control");
+    ready(cluster, &part, Instant::now() + patience, patience).await
+}
+
+/// Waits until the agents run what they should on every node.
+///
+/// # Errors
+/// That they do not in time: how many.
+pub(crate) async fn agents(cluster: &Cluster, namespace: &str, patience: Duration) -> anyhow::Result<()> {
+    let part = workload(namespace, "DaemonSet", "weir-agent");
+    ready(cluster, &part, Instant::now() + patience, patience).await
 }
 
 /// Waits until a workload is at work.

@@ -193,3 +193,55 @@ async fn it_is_taken_out_on_the_nodes_first_and_nothing_is_left() {
     let annotations = web.metadata.annotations.unwrap_or_default();
     assert_eq!(annotations.keys().collect::<Vec<_>>(), ["mine"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_uninstallation_that_was_broken_off_goes_on_where_it_was() {
+    let Some((world, node)) = World::in_memory().await else {
+        return;
+    };
+    let client = world.cluster.client();
+    assert_eq!(world.run_installed(&["install", "--no-wait"]).code, 0);
+    // An agent on a node that does not answer: its pod stays.
+    let pod = world.cluster.pod(SYSTEM, "weir-agent-stuck").on(&node);
+    pod.labels(&[("app.kubernetes.io/name", "weir-agent")])
+        .create()
+        .await;
+    let broken = world.run_installed(&["uninstall", "--yes", "--timeout", "1s"]);
+    assert_eq!(broken.code, 1);
+    let sets = Api::<DaemonSet>::namespaced(client.clone(), SYSTEM);
+    assert!(sets.get_opt("weir-agent").await.unwrap().is_none());
+    let held = serde_json::to_value(sets.get("weir-detach").await.unwrap()).unwrap();
+    let affinity = &held["spec"]["template"]["spec"]["affinity"];
+    assert!(
+        affinity.is_object(),
+        "it must not run beside an agent: {affinity}"
+    );
+
+    let pods = Api::<Pod>::namespaced(client.clone(), SYSTEM);
+    let at_once = kube::api::DeleteParams::default().grace_period(0);
+    let gone = pods.delete("weir-agent-stuck", &at_once).await;
+    gone.unwrap();
+    let controlling = tokio::spawn(controller(client.clone()));
+    let again = ["uninstall", "--yes", "--timeout", "20s"];
+    let done = tokio::task::block_in_place(|| world.run_installed(&again));
+    controlling.abort();
+    assert_eq!(done.code, 0);
+    assert!(done.out.contains("Detached on every node"), "{}", done.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nodes_cannot_be_cleaned_nothing_else_is_deleted() {
+    let Some((world, _)) = World::in_memory().await else {
+        return;
+    };
+    assert_eq!(world.run_installed(&["install", "--no-wait"]).code, 0);
+    let sets = Api::<DaemonSet>::namespaced(world.cluster.client(), SYSTEM);
+    sets.delete("weir-agent", &kube::api::DeleteParams::default())
+        .await
+        .unwrap();
+    let refused = world.run_installed(&["uninstall", "--yes", "--timeout", "5s"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("--leave-nodes"), "{}", refused.err);
+    let deployments = Api::<Deployment>::namespaced(world.cluster.client(), SYSTEM);
+    assert!(deployments.get_opt("weir-control").await.unwrap().is_some());
+}

@@ -92,7 +92,7 @@ pub async fn keep(agent: Arc<Agent>, config: CniConfig) {
 /// Takes the plugin out of all that an agent with this configuration put it into. What it finds gone is well.
 ///
 /// # Errors
-/// When a file cannot be changed; the others were.
+/// When a file cannot be changed; the lists beside it were.
 pub fn remove(config: &CniConfig) -> Result<(), InstallError> {
     let mut result = Ok(());
     let mut note = |done: Result<(), InstallError>| {
@@ -101,16 +101,18 @@ pub fn remove(config: &CniConfig) -> Result<(), InstallError> {
         }
     };
     if let Some(conf_dir) = &config.conf_dir {
-        for path in files(conf_dir).unwrap_or_default() {
-            note(take_out(&path));
+        match files(conf_dir) {
+            Ok(files) => files.iter().for_each(|path| note(take_out(path))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => note(Err(at(conf_dir)(error))),
         }
     }
-    // Only now: while a list names the executable it has to be there.
+    // While a list may name the executable it has to be there: without it no pod at all starts.
+    result?;
     if let Some(bin_dir) = &config.bin_dir {
-        note(unlink(&bin_dir.join(PLUGIN)));
+        unlink(&bin_dir.join(PLUGIN))?;
     }
-    note(unlink(&config.state_file));
-    result
+    unlink(&config.state_file)
 }
 
 fn take_out(path: &Path) -> Result<(), InstallError> {

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use serde::Deserialize;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
     Request,
@@ -26,6 +26,8 @@ use crate::config::ControlPlaneConfig;
 
 /// How long connecting may take, with name resolution and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the address of the Service in the environment may take: one that nobody has any more mostly swallows what is sent.
+const SERVICE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a silent connection is asked whether it is alive, and how long it may take to say so: HBONE's figures.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
 /// Most bytes of a token: those of service accounts have about 1,500.
@@ -79,10 +81,10 @@ impl Address {
     /// themselves have to wait until the agent is ready.
     async fn connect(&self) -> std::io::Result<TcpStream> {
         if let Some(address) = self.service(|name| std::env::var(name).ok()) {
-            match TcpStream::connect((address, self.port)).await {
-                Ok(stream) => return Ok(stream),
+            match timeout(SERVICE_TIMEOUT, TcpStream::connect((address, self.port))).await {
+                Ok(Ok(stream)) => return Ok(stream),
                 // The Service may have been made anew since this agent started.
-                Err(error) => tracing::debug!(%address, %error, "the Service's address does not answer"),
+                _ => tracing::debug!(%address, "the Service's address does not answer"),
             }
         }
         TcpStream::connect((self.host.as_str(), self.port)).await

@@ -67,10 +67,8 @@ pub(super) fn revocations(resource: &Resource) -> Result<Revoked, DecodeError> {
     }
     let identities = message.identities.iter().map(|identity| identity.parse());
     let identities = identities.collect::<Result<_, IdentityError>>()?;
-    Ok(Revoked::new(
-        message.lists.iter().map(|list| list.to_vec().into()).collect(),
-        identities,
-    )?)
+    let lists: Vec<_> = message.lists.iter().map(|list| list.as_ref().into()).collect();
+    Ok(Revoked::new(&lists, identities)?)
 }
 
 /// Takes a workload or service.

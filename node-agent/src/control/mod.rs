@@ -16,7 +16,7 @@ pub use channel::{Address, ControlPlane};
 pub use issuer::RemoteIssuer;
 pub use report::report;
 pub use state::State;
-pub use stream::follow;
+pub use stream::{follow, rehearse};
 
 /// Why the control plane cannot be used right now. Trying again later is always safe.
 #[derive(Debug, thiserror::Error)]

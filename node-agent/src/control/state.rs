@@ -45,7 +45,7 @@ impl State {
         });
     }
 
-    pub(super) fn disconnected(&self, problem: String) {
+    pub(crate) fn disconnected(&self, problem: String) {
         self.change(|status| {
             if status.connected {
                 status.since = Timestamp::now();

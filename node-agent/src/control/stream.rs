@@ -101,6 +101,30 @@ pub async fn follow(
     }
 }
 
+/// Tries whether the control plane serves this agent: by the least that it can be asked for.
+///
+/// # Errors
+/// When it does not.
+pub async fn rehearse(control_plane: &ControlPlane) -> Result<(), ControlError> {
+    let (requests, outgoing) = mpsc::channel(1);
+    let first = DeltaDiscoveryRequest {
+        node: Some(node("")),
+        type_url: ResourceType::Revocations.url().to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    // There is room for it.
+    let _ = requests.try_send(first);
+    let request = control_plane.request(ReceiverStream::new(outgoing)).await?;
+    let mut client = AggregatedDiscoveryServiceClient::new(control_plane.channel());
+    let answered = async {
+        let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
+        responses.message().await?.ok_or(ControlError::Ended).map(drop)
+    };
+    timeout(OPEN_TIMEOUT, answered)
+        .await
+        .map_err(|_| ControlError::Timeout)?
+}
+
 /// At most the last wait, and a random part of half of it, so that many agents do not return at once.
 fn back_off(failures: u32) -> Duration {
     let full = BACK_OFF.0.saturating_mul(1 << failures.min(10)).min(BACK_OFF.1);

@@ -23,7 +23,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, RingBuf, SockHash},
-    programs::{CgroupSockAddr, ProgramFd, SkLookup, SockOps},
+    programs::{CgroupSockAddr, Program, ProgramFd, SkLookup, SockOps},
 };
 use weir_abi::{
     Budget, Config, Conn, ConnKind, FlowKey, HOST_HANDLE, ListenerSlot, Pending, Pod, PodState, ProbePort,
@@ -95,6 +95,14 @@ pub enum DatapathError {
     Program {
         /// The program.
         name: &'static str,
+        /// The error.
+        source: aya::programs::ProgramError,
+    },
+    /// A program is refused, when it was tried whether it is not.
+    #[error("the kernel refuses the program {name}: {source}")]
+    Refused {
+        /// The program.
+        name: String,
         /// The error.
         source: aya::programs::ProgramError,
     },
@@ -181,9 +189,6 @@ impl Datapath {
             links.attach_sock_addr(name, program, target.as_fd())?;
         }
         links.leave_other_cgroups()?;
-        // Once ours are attached: what an agent of another version left would decide beside them.
-        claim.remove_other_versions()?;
-
         let pinned = |name: &str| {
             let path = pins.join(name);
             sys::object(&path).map_err(|source| DatapathError::Link { path, source })
@@ -209,6 +214,16 @@ impl Datapath {
             pins,
         };
         Ok((datapath, events))
+    }
+
+    /// Takes out what an agent of another layout left: its programs decide beside ours until then, and refuse what it enrolled. To
+    /// be called once the pods are ours.
+    ///
+    /// # Errors
+    /// When pins cannot be removed.
+    pub fn remove_other_versions(&self) -> Result<(), DatapathError> {
+        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        claim.as_ref().map_or(Ok(()), Pins::remove_other_versions)
     }
 
     /// Lets another agent have the pins. From here on this one may only carry the connections that it has, and accept from its
@@ -355,6 +370,25 @@ impl Datapath {
         // Each method leaves the maps consistent at every step, so a panic elsewhere does no harm here.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tries whether the kernel takes the programs. Nothing is attached or pinned.
+///
+/// # Errors
+/// When it does not.
+pub fn rehearse() -> Result<(), DatapathError> {
+    let mut ebpf = EbpfLoader::new().load(OBJECT)?;
+    let names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+    for name in names {
+        let loaded = match ebpf.program_mut(&name) {
+            Some(Program::CgroupSockAddr(program)) => program.load(),
+            Some(Program::SockOps(program)) => program.load(),
+            Some(Program::SkLookup(program)) => program.load(),
+            _ => Ok(()),
+        };
+        loaded.map_err(|source| DatapathError::Refused { name, source })?;
+    }
+    Ok(())
 }
 
 fn load_object(pins: &Path, pod: &Pod) -> Result<Ebpf, DatapathError> {

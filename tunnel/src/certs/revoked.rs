@@ -2,22 +2,22 @@
 
 use std::collections::HashSet;
 
-use rustls_pki_types::CertificateRevocationListDer;
-use webpki::{
-    CertRevocationList, ExpirationPolicy, OwnedCertRevocationList, RevocationCheckDepth,
-    RevocationOptionsBuilder, UnknownStatusPolicy,
-};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use weir_types::Identity;
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
 /// Most lists: one of each authority whose certificates live, which are two in a rotation.
 const MOST_LISTS: usize = 16;
 
 /// Certificates and identities that are not to be trusted any more.
-#[derive(Debug, Default)]
+///
+/// The lists' signatures are not looked at: whoever brings them brings the roots too. An authority that was given another key
+/// under its name signs no list that verifies with the key before, and must not cut off the certificates of that key. A list
+/// that has ended still says what was revoked: a control plane that is away must not make it trusted again.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Revoked {
-    /// As they came, to know whether others are the same.
-    der: Vec<CertificateRevocationListDer<'static>>,
-    lists: Vec<CertRevocationList<'static>>,
+    /// The name of the issuer as DER, and the serial number.
+    certificates: HashSet<(Vec<u8>, Vec<u8>)>,
     identities: HashSet<Identity>,
 }
 
@@ -25,8 +25,8 @@ pub struct Revoked {
 #[derive(Debug, thiserror::Error)]
 pub enum RevokedError {
     /// Not a list as of RFC 5280.
-    #[error("a certificate revocation list is malformed: {0}")]
-    Malformed(webpki::Error),
+    #[error("a certificate revocation list is malformed")]
+    Malformed,
     /// More than there can be authorities.
     #[error("more than {MOST_LISTS} certificate revocation lists")]
     TooMany,
@@ -38,47 +38,36 @@ impl Revoked {
     /// # Errors
     /// When a list cannot be parsed, or there are too many.
     pub fn new(
-        der: Vec<CertificateRevocationListDer<'static>>,
+        lists: &[CertificateRevocationListDer<'_>],
         identities: HashSet<Identity>,
     ) -> Result<Self, RevokedError> {
-        if der.len() > MOST_LISTS {
+        if lists.len() > MOST_LISTS {
             return Err(RevokedError::TooMany);
         }
-        let parse = |list: &CertificateRevocationListDer<'_>| {
-            let owned = OwnedCertRevocationList::from_der(list).map_err(RevokedError::Malformed)?;
-            Ok(CertRevocationList::from(owned))
-        };
-        let lists = der.iter().map(parse).collect::<Result<_, _>>()?;
+        let mut certificates = HashSet::new();
+        for der in lists {
+            let (_, list) = CertificateRevocationList::from_der(der).map_err(|_| RevokedError::Malformed)?;
+            let issuer = list.issuer().as_raw();
+            for entry in list.iter_revoked_certificates() {
+                certificates.insert((issuer.to_vec(), entry.raw_serial().to_vec()));
+            }
+        }
         Ok(Self {
-            der,
-            lists,
+            certificates,
             identities,
         })
     }
 
-    /// How a chain is checked against the lists; nothing where there are none.
-    ///
-    /// A list that has ended still says what was revoked: a control plane that is away must not make it trusted again.
-    /// Certificates of an authority without a list are not revoked.
-    pub(super) fn check<T>(&self, with: impl FnOnce(Option<webpki::RevocationOptions<'_>>) -> T) -> T {
-        let lists: Vec<&CertRevocationList<'_>> = self.lists.iter().collect();
-        let options = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
-            builder
-                .with_depth(RevocationCheckDepth::EndEntity)
-                .with_status_policy(UnknownStatusPolicy::Allow)
-                .with_expiration_policy(ExpirationPolicy::Ignore)
-                .build()
-        });
-        with(options)
-    }
-
-    /// Whether no certificate of an identity is to be trusted.
-    pub(super) fn names(&self, identity: &Identity) -> bool {
-        self.identities.contains(identity)
-    }
-
-    /// Whether both say the same.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.der == other.der && self.identities == other.identities
+    /// Whether a certificate is not to be trusted: it, or the identity that it names.
+    pub(super) fn names(&self, leaf: &CertificateDer<'_>, identity: &Identity) -> bool {
+        if self.identities.contains(identity) {
+            return true;
+        }
+        // Mostly there is nothing to look for.
+        !self.certificates.is_empty()
+            && X509Certificate::from_der(leaf).map_or(true, |(_, parsed)| {
+                let key = (parsed.issuer().as_raw().to_vec(), parsed.raw_serial().to_vec());
+                self.certificates.contains(&key)
+            })
     }
 }

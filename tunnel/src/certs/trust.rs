@@ -127,7 +127,6 @@ impl PeerError {
             // A root of the same name with another key fails by its signature.
             E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::Untrusted,
             E::RequiredEkuNotFoundContext(_) => Self::Usage,
-            E::CertRevoked => Self::Revoked,
             _ => Self::Malformed,
         }
     }
@@ -242,7 +241,7 @@ impl Trust {
     /// Replaces what is revoked: it judges new handshakes at once, and open connections are verified again.
     pub(super) fn revoke(&self, revoked: Revoked) {
         self.bundle.send_if_modified(|current| {
-            let changed = !current.revoked.is_same(&revoked);
+            let changed = *current.revoked != revoked;
             if changed {
                 *current = Arc::new(TrustBundle {
                     roots: current.roots.clone(),
@@ -283,19 +282,17 @@ impl Trust {
             Usage::Client => KeyUsage::client_auth(),
             Usage::Server => KeyUsage::server_auth(),
         };
-        let path = bundle.revoked.check(|revocation| {
-            certificate
-                .verify_for_usage(
-                    self.algorithms,
-                    &anchors,
-                    intermediates,
-                    now,
-                    key_usage,
-                    revocation,
-                    None,
-                )
-                .map_err(|error| PeerError::from_webpki(&error))
-        })?;
+        let path = certificate
+            .verify_for_usage(
+                self.algorithms,
+                &anchors,
+                intermediates,
+                now,
+                key_usage,
+                None,
+                None,
+            )
+            .map_err(|error| PeerError::from_webpki(&error))?;
 
         let mut uris = certificate.valid_uri_names();
         let uri = uris.next().ok_or(PeerError::Names)?;
@@ -306,7 +303,7 @@ impl Trust {
         if !self.domains.contains(identity.trust_domain()) {
             return Err(PeerError::TrustDomain);
         }
-        if bundle.revoked.names(&identity) {
+        if bundle.revoked.names(leaf, &identity) {
             return Err(PeerError::Revoked);
         }
         let validity = |der: &CertificateDer<'_>| {
