@@ -15,7 +15,11 @@ fn root() -> PathBuf {
 /// Runs helm: that of PATH, or the one that `.ci/install-test-programs` installs.
 fn helm(arguments: &[&str]) -> Output {
     let installed = root().join("target/tools/bin/helm");
-    let program = if installed.exists() { installed } else { "helm".into() };
+    let program = if installed.exists() {
+        installed
+    } else {
+        "helm".into()
+    };
     let run = Command::new(program)
         .args(arguments)
         .current_dir(root().join("daemonset"))
@@ -39,15 +43,23 @@ pub(crate) fn render(values: &[&str]) -> Result<String, String> {
 /// The objects of a rendered chart.
 pub(crate) fn objects(text: &str) -> Vec<Value> {
     let documents = serde_saphyr::from_multiple::<Value>(text).unwrap();
-    documents.into_iter().filter(|document| !document.is_null()).collect()
+    documents
+        .into_iter()
+        .filter(|document| !document.is_null())
+        .collect()
 }
 
 #[test]
 fn the_manifests_are_what_the_chart_renders() {
     let rendered = render(&["--set", "namespace.create=true"]).unwrap();
     let lines = rendered.lines().filter(|line| !line.starts_with("# Source: "));
-    let head = "# Rendered from daemonset/chart. UPDATE_MANIFESTS=1 cargo test --test packaging writes it anew.";
-    let text: String = [head].into_iter().chain(lines).flat_map(|line| [line, "\n"]).collect();
+    let head =
+        "# Rendered from daemonset/chart. UPDATE_MANIFESTS=1 cargo test --test packaging writes it anew.";
+    let text: String = [head]
+        .into_iter()
+        .chain(lines)
+        .flat_map(|line| [line, "\n"])
+        .collect();
     let file = root().join("daemonset/manifests/weir.yaml");
     if std::env::var_os("UPDATE_MANIFESTS").is_some() {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -64,7 +76,8 @@ fn the_manifests_are_what_the_chart_renders() {
 #[test]
 fn helm_finds_nothing_wrong_with_the_chart() {
     let output = helm(&["lint", "--strict", "chart"]);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
 }
 
@@ -91,7 +104,11 @@ fn names(schema: &Value, prefix: &str, into: &mut Vec<String>) {
         return;
     };
     for (name, field) in fields.iter().filter(|(name, _)| *name != "global") {
-        let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let name = if prefix.is_empty() {
+            name.clone()
+        } else {
+            format!("{prefix}.{name}")
+        };
         names(field, &name, into);
     }
 }
@@ -108,7 +125,10 @@ fn every_value_has_a_default_and_a_schema_and_is_documented() {
     for name in known {
         let default = values.pointer(&format!("/{}", name.replace('.', "/")));
         assert!(default.is_some(), "{name} has no default in values.yaml");
-        assert!(reference.contains(&format!("`{name}`")), "docs/install.md does not have `{name}`");
+        assert!(
+            reference.contains(&format!("`{name}`")),
+            "docs/install.md does not have `{name}`"
+        );
     }
     // The other way round helm itself looks: values.yaml is checked by the schema, which allows nothing else.
 }
@@ -116,7 +136,10 @@ fn every_value_has_a_default_and_a_schema_and_is_documented() {
 #[test]
 fn the_agents_configuration_is_one_that_the_agent_takes() {
     let rendered = objects(&render(&["--set", "agent.config.verdictLease=2m"]).unwrap());
-    let map = rendered.iter().find(|object| object["kind"] == "ConfigMap").unwrap();
+    let map = rendered
+        .iter()
+        .find(|object| object["kind"] == "ConfigMap")
+        .unwrap();
     let text = map["data"]["agent.yaml"].as_str().unwrap();
     assert!(text.contains("verdictLease: 2m"), "{text}");
     let folder = tempfile::tempdir().unwrap();

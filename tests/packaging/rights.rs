@@ -12,7 +12,9 @@ fn rendered() -> Vec<Value> {
 
 fn texts(value: &Value) -> Vec<String> {
     let items = value.as_array().into_iter().flatten();
-    items.map(|item| item.as_str().unwrap_or_default().to_owned()).collect()
+    items
+        .map(|item| item.as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 #[test]
@@ -41,7 +43,12 @@ fn no_right_is_for_everything_and_secrets_are_read_in_the_authoritys_namespace_o
             let resources = texts(&rule["resources"]);
             // Whoever may write pods may run what he likes where he likes.
             if resources.iter().any(|resource| resource == "pods") {
-                assert!(verbs.iter().all(|verb| ["get", "list", "watch"].contains(&verb.as_str())), "{rule}");
+                assert!(
+                    verbs
+                        .iter()
+                        .all(|verb| ["get", "list", "watch"].contains(&verb.as_str())),
+                    "{rule}"
+                );
             }
             if resources.iter().any(|resource| resource == "secrets") {
                 assert_eq!(object["kind"], "Role");
@@ -69,7 +76,11 @@ fn containers_have_the_capabilities_that_are_listed_and_cannot_write_their_image
                 _ => &[],
             };
             assert_eq!(texts(&context["capabilities"]["add"]), expected, "{name}");
-            for bound in ["/resources/requests/cpu", "/resources/requests/memory", "/resources/limits/memory"] {
+            for bound in [
+                "/resources/requests/cpu",
+                "/resources/requests/memory",
+                "/resources/limits/memory",
+            ] {
                 assert!(container.pointer(bound).is_some(), "{name}: {bound}");
             }
             seen.insert(name.to_owned());

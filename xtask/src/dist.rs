@@ -47,9 +47,15 @@ pub(crate) fn build() -> Result<()> {
         let built = target().join(&triple).join("release").join(program);
         let stripped = folder.join(program);
         // The debug information is four fifths of it; what panics say needs none.
-        let copied = Command::new("strip").arg("-o").arg(&stripped).arg(&built).status();
+        let copied = Command::new("strip")
+            .arg("-o")
+            .arg(&stripped)
+            .arg(&built)
+            .status();
         ensure!(
-            copied.context("`strip` cannot be run; it comes with the C compiler")?.success(),
+            copied
+                .context("`strip` cannot be run; it comes with the C compiler")?
+                .success(),
             "{} cannot be stripped",
             built.display()
         );
