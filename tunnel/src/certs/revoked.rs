@@ -71,3 +71,97 @@ impl Revoked {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod,
+        KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    };
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    /// Authorities of one name, each with a key of its own.
+    fn authority() -> Issuer<'static, KeyPair> {
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "Issuing CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Issuer::new(params, KeyPair::generate().unwrap())
+    }
+
+    fn identity(account: &str) -> Identity {
+        format!("spiffe://cluster.local/ns/shop/sa/{account}")
+            .parse()
+            .unwrap()
+    }
+
+    fn leaf(authority: &Issuer<'_, KeyPair>, serial: u64) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from(serial));
+        let uri = identity("web").to_string().try_into().unwrap();
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        let key = KeyPair::generate().unwrap();
+        params.signed_by(&key, authority).unwrap().der().clone()
+    }
+
+    fn list(authority: &Issuer<'_, KeyPair>, serials: &[u64]) -> CertificateRevocationListDer<'static> {
+        // Long over.
+        let time = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
+        let entry = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: time(0),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: time(0),
+            next_update: time(60),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(authority).unwrap().into()
+    }
+
+    #[test]
+    fn what_a_list_names_is_revoked_whichever_key_of_the_authority_signed_it() {
+        let (before, now) = (authority(), authority());
+        // Of the same issuer's name, signed by the key of today; 0x80 has a leading zero as DER.
+        let revoked = Revoked::new(&[list(&now, &[7, 0x80])], HashSet::new()).unwrap();
+        for authority in [&before, &now] {
+            assert!(revoked.names(&leaf(authority, 7), &identity("web")));
+            assert!(revoked.names(&leaf(authority, 0x80), &identity("web")));
+            assert!(
+                !revoked.names(&leaf(authority, 8), &identity("web")),
+                "others go on"
+            );
+        }
+        assert!(!Revoked::default().names(&leaf(&now, 7), &identity("web")));
+    }
+
+    #[test]
+    fn an_identity_is_revoked_with_all_its_certificates() {
+        let revoked = Revoked::new(&[], [identity("web")].into()).unwrap();
+        assert!(revoked.names(&leaf(&authority(), 1), &identity("web")));
+        assert!(!revoked.names(&leaf(&authority(), 1), &identity("api")));
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused() {
+        let nonsense = CertificateRevocationListDer::from(vec![0x30, 0x03, 0x02, 0x01, 0x01]);
+        assert!(matches!(
+            Revoked::new(&[nonsense], HashSet::new()),
+            Err(RevokedError::Malformed)
+        ));
+        let many = vec![list(&authority(), &[]); MOST_LISTS + 1];
+        assert!(matches!(
+            Revoked::new(&many, HashSet::new()),
+            Err(RevokedError::TooMany)
+        ));
+    }
+}
