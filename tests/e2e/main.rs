@@ -9,6 +9,7 @@ mod cluster;
 mod cluster_claims;
 mod cluster_rotation;
 mod cni;
+mod control_peer;
 mod corners;
 mod direct;
 mod direct_attacks;
