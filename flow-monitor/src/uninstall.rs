@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The DaemonSet that detaches on every node.
-const DETACH: &str = "weir-detach";
+pub(crate) const DETACH: &str = "weir-detach";
 /// The taint that weir-control may have left.
 const TAINT: &str = "weir.dev/agent-not-ready";
 /// How often it is looked whether something is gone.
@@ -101,36 +101,50 @@ impl Uninstall {
         if !self.yes {
             rollback::confirm()?;
         }
-        self.nodes(&cluster, &namespace, !objects.is_empty(), &mut out)
-            .await?;
+        let control = workload(&namespace, "Deployment", "weir-control");
+        let installed = !objects.is_empty() || apply::get(&cluster, &control).await?.is_some();
+        let clean = self.nodes(&cluster, &namespace, installed, &mut out).await?;
         // It would write again what is removed next.
-        self.remove(&cluster, &workload(&namespace, "Deployment", "weir-control"))
-            .await?;
+        self.remove(&cluster, &control).await?;
         traces(&cluster, &mut out).await?;
+        // What runs first, then what it needed, definitions and namespaces last. Before these what has detached: until then it
+        // tells the next time, should this break off, that the nodes are done.
+        let (namespaces, others): (Vec<_>, Vec<_>) = objects
+            .iter()
+            .rev()
+            .partition(|object| object["kind"] == "Namespace");
+        for object in others {
+            self.remove(&cluster, object).await?;
+        }
+        self.remove(&cluster, &workload(&namespace, "DaemonSet", DETACH))
+            .await?;
+        for object in namespaces {
+            self.remove(&cluster, object).await?;
+        }
         if self.keep_objects {
             writeln!(out, "What else was installed is left to whoever installed it.")?;
             return Ok(());
         }
-        // What runs first, then what it needed, namespaces and definitions last.
-        for object in objects.iter().rev() {
-            self.remove(&cluster, object).await?;
-        }
-        writeln!(
-            out,
-            "{}",
+        let said = if clean {
             paint(GOOD, "Nothing of Weir is left in the cluster and on its nodes.")
-        )?;
+        } else {
+            paint(
+                WARN,
+                "Nothing of Weir is left in the cluster; its nodes were not looked at.",
+            )
+        };
+        writeln!(out, "{said}")?;
         labelled(&cluster, &mut out).await
     }
 
-    /// Takes out what is on the nodes: by the DaemonSet's own pods, once its agents have stopped.
+    /// Takes out what is on the nodes: by the DaemonSet's own pods, once its agents have stopped. False if it could not.
     async fn nodes(
         &self,
         cluster: &Cluster,
         namespace: &str,
         installed: bool,
         out: &mut impl io::Write,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let agents = workload(namespace, "DaemonSet", "weir-agent");
         let detach = workload(namespace, "DaemonSet", DETACH);
         // What was begun and broken off is known by the second one.
@@ -147,8 +161,12 @@ impl Uninstall {
                 );
             }
             writeln!(out, "{}", paint(WARN, text))?;
-            return Ok(());
+            return Ok(false);
         };
+        if is_done(&source) {
+            writeln!(out, "Detached on every node, when this was run before.")?;
+            return Ok(true);
+        }
         // First what knows how to detach, on no node yet: whatever breaks off from here on, the next time goes on with it.
         let (held, made) = (
             detaching(&source, namespace, true),
@@ -165,9 +183,8 @@ impl Uninstall {
                  says why; then run this again"
             );
         }
-        self.remove(cluster, &detach).await?;
         writeln!(out, "Detached on every node.")?;
-        Ok(())
+        Ok(true)
     }
 
     /// Deletes an object, and waits until it is gone.
@@ -245,6 +262,16 @@ async fn policies(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// Whether this is what detaches, let loose on every node and done there.
+fn is_done(set: &Object) -> bool {
+    let status = |field: &str| set["status"][field].as_u64();
+    set["metadata"]["name"] == DETACH
+        && set["spec"]["template"]["spec"]["affinity"].is_null()
+        && status("observedGeneration") >= set["metadata"]["generation"].as_u64()
+        && status("updatedNumberScheduled") == status("desiredNumberScheduled")
+        && status("numberReady") == status("desiredNumberScheduled")
 }
 
 /// A DaemonSet like the agents' that detaches on each node and stays until it is deleted.

@@ -64,9 +64,13 @@ impl weir_admin::Admin for Standby {
 
 /// Tries what taking over needs, until all of it is there: the kernel takes the programs, and the control plane answers.
 async fn rehearse(standby: Arc<Standby>, control_plane: Option<ControlPlane>) {
+    let mut loaded = false;
     loop {
         let tried = async {
-            tokio::task::block_in_place(datapath::rehearse).map_err(|error| error.to_string())?;
+            if !loaded {
+                tokio::task::block_in_place(datapath::rehearse).map_err(|error| error.to_string())?;
+                loaded = true;
+            }
             match &control_plane {
                 Some(control_plane) => control::rehearse(control_plane)
                     .await

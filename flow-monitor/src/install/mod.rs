@@ -86,6 +86,12 @@ impl Install {
         };
         let title = format!("{what} {} in {}", env!("CARGO_PKG_VERSION"), cluster.name);
         writeln!(out, "{}", paint(BOLD, title))?;
+        // Of an uninstallation that broke off: it would take out what comes now.
+        apply::delete(
+            &cluster,
+            &workload(&namespace, "DaemonSet", crate::uninstall::DETACH),
+        )
+        .await?;
         for object in &objects {
             apply::apply(&cluster, object).await?;
             writeln!(out, "  {}", apply::title(object))?;

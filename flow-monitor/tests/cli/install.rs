@@ -230,6 +230,41 @@ async fn an_uninstallation_that_was_broken_off_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_are_done_are_not_asked_for_again() {
+    let Some((world, _)) = World::in_memory().await else {
+        return;
+    };
+    let client = world.cluster.client();
+    assert_eq!(world.run_installed(&["install", "--no-wait"]).code, 0);
+    // Broken off between the nodes and the rest: weir-detach is there, has done its work, and its agents are gone.
+    let sets = Api::<DaemonSet>::namespaced(client.clone(), SYSTEM);
+    let mut done = sets.get("weir-agent").await.unwrap();
+    done.metadata = kube::core::ObjectMeta {
+        name: Some("weir-detach".to_owned()),
+        ..Default::default()
+    };
+    sets.create(&kube::api::PostParams::default(), &done)
+        .await
+        .unwrap();
+    sets.delete("weir-agent", &kube::api::DeleteParams::default())
+        .await
+        .unwrap();
+    let unfinished = world.run_installed(&["uninstall", "--yes", "--timeout", "1s"]);
+    assert_eq!(unfinished.code, 1, "it is not ready on any node");
+    let status = json!({"status": {
+        "observedGeneration": 9, "desiredNumberScheduled": 2, "currentNumberScheduled": 2, "numberMisscheduled": 0,
+        "numberReady": 2, "updatedNumberScheduled": 2,
+    }});
+    sets.patch_status("weir-detach", &PatchParams::default(), &Patch::Merge(status))
+        .await
+        .unwrap();
+    let again = world.run_installed(&["uninstall", "--yes", "--timeout", "5s"]);
+    assert_eq!(again.code, 0);
+    assert!(again.out.contains("when this was run before"), "{}", again.out);
+    assert!(sets.get_opt("weir-detach").await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_nodes_cannot_be_cleaned_nothing_else_is_deleted() {
     let Some((world, _)) = World::in_memory().await else {
         return;
@@ -244,4 +279,8 @@ async fn where_nodes_cannot_be_cleaned_nothing_else_is_deleted() {
     assert!(refused.err.contains("--leave-nodes"), "{}", refused.err);
     let deployments = Api::<Deployment>::namespaced(world.cluster.client(), SYSTEM);
     assert!(deployments.get_opt("weir-control").await.unwrap().is_some());
+    // Whoever goes on all the same is not told that nothing is left there.
+    let left = world.run_installed(&["uninstall", "--yes", "--leave-nodes", "--timeout", "5s"]);
+    assert_eq!(left.code, 0);
+    assert!(left.out.contains("its nodes were not looked at"), "{}", left.out);
 }
