@@ -19,7 +19,7 @@ use crate::{
     ads::{Ads, Authenticate, Limits, Store},
     auth::{AgentAccount, AuthLimits, KubePods, TokenAuthenticator},
     ca::{AuthoritySecret, CaLimits, CertificateService, Entitlements, InForce, Keys, SecretName, Source},
-    compile::Settings,
+    compile::{Settings, Unentitled},
     engine::Engine,
     publish,
     reports::{ReportService, Reports},
@@ -81,12 +81,12 @@ struct Pods {
 }
 
 impl Entitlements for Pods {
-    fn may_have(&self, node: &str, identity: &Identity) -> bool {
-        *identity.trust_domain() == self.trust_domain
-            && self
-                .engine
-                .compiler()
-                .is_enrolled_on(node, identity.namespace(), identity.service_account())
+    fn entitled(&self, node: &str, identity: &Identity) -> Result<(), Unentitled> {
+        if *identity.trust_domain() != self.trust_domain {
+            return Err(Unentitled::NoPod);
+        }
+        let compiler = self.engine.compiler();
+        compiler.entitled(node, identity.namespace(), identity.service_account())
     }
 }
 

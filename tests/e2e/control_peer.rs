@@ -6,7 +6,10 @@ use k8s_openapi::api::{
     authentication::v1::TokenRequest,
     core::v1::{Pod as KubePod, ServiceAccount},
 };
-use kube::{Api, api::PostParams};
+use kube::{
+    Api,
+    api::{DeleteParams, PostParams},
+};
 use serde_json::{Value, json};
 use weir_api_server::object;
 use weir_e2e::{
@@ -23,7 +26,7 @@ const DAY: f64 = 24.0 * 3600.0;
 /// How far clocks may differ, in seconds: certificates begin that much before they are made.
 const SKEW: f64 = 600.0;
 /// Words that would tell someone who tries tokens or requests what is amiss, or what there is in the cluster.
-const TELLING: [&str; 14] = [
+const TELLING: [&str; 15] = [
     "audience",
     "bound",
     "expired",
@@ -38,6 +41,7 @@ const TELLING: [&str; 14] = [
     "node1",
     "node2",
     "weir-agent",
+    "account",
 ];
 
 /// Starts what `tests/peers/control.py` does, on the first node, with the token of that node's agent.
@@ -296,8 +300,17 @@ fn another_client_gets_certificates_for_the_pods_of_its_node_and_for_nothing_els
     let c = cluster.pod("node2", "shop", "c");
     cluster.namespace("legacy", None);
     let outsider = cluster.pod("node1", "legacy", "o");
-    cluster.wait_enrolled(&[&a, &c]);
+    let orphan = cluster.pod("node1", "shop", "orphan");
+    cluster.wait_enrolled(&[&a, &c, &orphan]);
     cluster.wait_known(&outsider, |enrolled, tunnel| !enrolled && tunnel == "NONE");
+    // The pod outlives its service account, as Kubernetes lets it.
+    cluster.block(async |client| {
+        let accounts: Api<ServiceAccount> = Api::namespaced(client, "shop");
+        accounts
+            .delete("orphan", &DeleteParams::default())
+            .await
+            .map(drop)
+    });
     let (own, node2) = (uri("a"), format!("on node2={}", uri("c")));
     let arguments = [
         "--own",
@@ -306,6 +319,7 @@ fn another_client_gets_certificates_for_the_pods_of_its_node_and_for_nothing_els
         &node2,
         "not enrolled=spiffe://cluster.local/ns/legacy/sa/o",
         "of nobody=spiffe://cluster.local/ns/shop/sa/nobody",
+        "of a deleted account=spiffe://cluster.local/ns/shop/sa/orphan",
         "an agent's=spiffe://cluster.local/ns/weir-system/sa/weir-agent",
         "of another mesh=spiffe://example.com/ns/shop/sa/a",
     ];
@@ -352,6 +366,7 @@ fn another_client_gets_certificates_for_the_pods_of_its_node_and_for_nothing_els
                 "on node2",
                 "not enrolled",
                 "of nobody",
+                "of a deleted account",
                 "an agent's",
                 "of another mesh",
             ],
@@ -365,4 +380,6 @@ fn another_client_gets_certificates_for_the_pods_of_its_node_and_for_nothing_els
         let told: BTreeSet<String> = wishes.iter().map(|wish| refused(line(wish), code)).collect();
         assert_eq!(told.len(), 1, "why is not told: {told:?}");
     }
+    let log = std::fs::read_to_string(cluster.control_log()).unwrap();
+    assert!(log.contains("its service account does not exist"), "{log}");
 }

@@ -59,6 +59,23 @@ fn no_right_is_for_everything_and_secrets_are_read_in_the_authoritys_namespace_o
     assert!(roles > 8, "{roles} rules");
 }
 
+/// Who may ask for tokens of service accounts is whom he likes.
+#[test]
+fn service_accounts_are_listed_and_watched_and_nothing_else() {
+    let mut rules = 0;
+    for object in rendered() {
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            let resources = texts(&rule["resources"]);
+            if resources.iter().any(|one| one.starts_with("serviceaccounts")) {
+                rules += 1;
+                assert!(resources.contains(&"serviceaccounts".to_owned()), "{rule}");
+                assert_eq!(texts(&rule["verbs"]), ["list", "watch"], "{rule}");
+            }
+        }
+    }
+    assert_eq!(rules, 1);
+}
+
 #[test]
 fn containers_have_the_capabilities_that_are_listed_and_cannot_write_their_image() {
     let mut seen = BTreeSet::new();

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     ads::{Authenticate, Peer, Refusal},
     auth::RefusalLog,
+    compile::Unentitled,
 };
 
 /// The metadata's field that names the workload's identity.
@@ -41,8 +42,12 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Knows which identities are a node's.
 pub trait Entitlements: Send + Sync + 'static {
-    /// Whether a pod of this identity is on the node now: alive, enrolled or to be, and not in the host's network.
-    fn may_have(&self, node: &str, identity: &Identity) -> bool;
+    /// Whether a pod of this identity is on the node now: alive, enrolled or to be, and not in the host's network; and its
+    /// service account is there.
+    ///
+    /// # Errors
+    /// What there is not.
+    fn entitled(&self, node: &str, identity: &Identity) -> Result<(), Unentitled>;
 }
 
 /// What the service grants.
@@ -102,8 +107,12 @@ enum Refused {
     },
     #[error("{0} is revoked")]
     Revoked(Identity),
-    #[error("there is no enrolled pod of {identity} on node {node}")]
-    NotEntitled { identity: Identity, node: Arc<str> },
+    #[error("{identity} for node {node}: {why}")]
+    NotEntitled {
+        identity: Identity,
+        node: Arc<str>,
+        why: Unentitled,
+    },
     #[error("no authority is in force")]
     NoAuthority,
     #[error("the authority cannot sign: {0}")]
@@ -231,11 +240,12 @@ impl Shared {
 
     async fn entitled(&self, node: &Arc<str>, identity: &Identity) -> Result<(), Refused> {
         let deadline = Instant::now() + self.limits.pod_wait;
-        while !self.entitlements.may_have(node, identity) {
+        while let Err(why) = self.entitlements.entitled(node, identity) {
             if Instant::now() >= deadline {
                 return Err(Refused::NotEntitled {
                     identity: identity.clone(),
                     node: node.clone(),
+                    why,
                 });
             }
             sleep(ASK_AGAIN).await;
@@ -280,7 +290,14 @@ impl Refused {
             Self::TrustDomain(_) => "trust_domain",
             Self::Csr { .. } => "csr",
             Self::Revoked(_) => "revoked",
-            Self::NotEntitled { .. } => "not_entitled",
+            Self::NotEntitled {
+                why: Unentitled::NoPod,
+                ..
+            } => "not_entitled",
+            Self::NotEntitled {
+                why: Unentitled::NoServiceAccount,
+                ..
+            } => "no_service_account",
             Self::NoAuthority => "no_authority",
             Self::Authority(_) => "authority",
         }

@@ -173,6 +173,8 @@ pub enum Event {
     Namespace(Arc<str>, Option<Namespace>),
     /// A node.
     Node(Arc<str>, Option<Node>),
+    /// A service account, and whether it is there.
+    ServiceAccount(ObjectName, bool),
     /// An AuthorizationPolicy.
     AuthorizationPolicy(PolicyApi, ObjectName, Option<Box<Read<AuthorizationPolicy>>>),
     /// A PeerAuthentication, with when it was made, seconds since 1970: of several of one scope the oldest counts.

@@ -48,6 +48,7 @@ pub struct Compiler {
     slices: HashMap<ObjectName, EndpointSlice>,
     namespaces: HashMap<Arc<str>, Namespace>,
     nodes: HashMap<Arc<str>, Node>,
+    service_accounts: HashSet<ObjectName>,
     pods_of_node: HashMap<Arc<str>, HashSet<ObjectName>>,
     pods_of_namespace: HashMap<Arc<str>, HashSet<ObjectName>>,
     /// Slices by service.
@@ -82,6 +83,17 @@ pub struct PodView<'a> {
     pub refused: Vec<(IpAddr, Refused)>,
 }
 
+/// Why a node's agent may not have a certificate for an identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unentitled {
+    /// None of the node's pods is to be enrolled under the service account.
+    #[error("there is no enrolled pod of it on the node")]
+    NoPod,
+    /// The pod outlived its service account.
+    #[error("its service account does not exist")]
+    NoServiceAccount,
+}
+
 // === impl Settings ===
 
 impl Default for Settings {
@@ -108,6 +120,7 @@ impl Compiler {
             slices: HashMap::new(),
             namespaces: HashMap::new(),
             nodes: HashMap::new(),
+            service_accounts: HashSet::new(),
             pods_of_node: HashMap::new(),
             pods_of_namespace: HashMap::new(),
             slices_of: HashMap::new(),
@@ -189,17 +202,28 @@ impl Compiler {
         self.pods_of_node.get(node).into_iter().flatten()
     }
 
-    /// Whether a pod of a node is to be enrolled under a service account: what a certificate is given for.
-    #[must_use]
-    pub fn is_enrolled_on(&self, node: &str, namespace: &str, service_account: &str) -> bool {
+    /// Whether a certificate for a service account is a node's to have: a pod that is there is to be enrolled under it, and it
+    /// is there itself. Kubernetes lets a pod be whose service account is deleted, and gives it no tokens any more.
+    ///
+    /// # Errors
+    /// What there is not.
+    pub fn entitled(&self, node: &str, namespace: &str, service_account: &str) -> Result<(), Unentitled> {
         let pods = self.pods_of_node.get(node).into_iter().flatten();
-        pods.filter(|name| *name.namespace == *namespace).any(|name| {
+        let is_enrolled = pods.filter(|name| *name.namespace == *namespace).any(|name| {
             self.pods.get(name).is_some_and(|pod| {
                 *pod.service_account == *service_account
                     && pod.unfit.is_none()
                     && self.switch(name, pod) == Switch::Enabled
             })
-        })
+        });
+        if !is_enrolled {
+            return Err(Unentitled::NoPod);
+        }
+        let account = ObjectName::new(namespace, service_account);
+        if !self.service_accounts.contains(&account) {
+            return Err(Unentitled::NoServiceAccount);
+        }
+        Ok(())
     }
 
     fn take(&mut self, event: Event, touched: &mut Touched, changes: &mut Vec<Change>) {
@@ -254,6 +278,12 @@ impl Compiler {
                         touched.pods.insert(pod);
                     }
                 }
+            }
+            Event::ServiceAccount(name, true) => {
+                self.service_accounts.insert(name);
+            }
+            Event::ServiceAccount(name, false) => {
+                self.service_accounts.remove(&name);
             }
             Event::AuthorizationPolicy(api, name, policy) => {
                 self.policies

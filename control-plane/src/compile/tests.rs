@@ -175,6 +175,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (select(&NAMESPACES[..]), switch())
             .prop_map(|(name, switch)| Event::Namespace(name.into(), Some(Namespace { switch }))),
         1 => (select(&NODES[..]), option::weighted(0.9, node)).prop_map(|(name, node)| Event::Node(name.into(), node)),
+        1 => (name(&["x"]), any::<bool>()).prop_map(|(name, there)| Event::ServiceAccount(name, there)),
         1 => (api(), name(&["w"]), option::weighted(0.8, authorization())).prop_map(|(api, name, read)| {
             let read = read.map(|read| match read {
                 Read::Understood(policy) => Read::Understood(AuthorizationPolicy {
@@ -208,6 +209,7 @@ fn subject(event: &Event) -> String {
         Event::EndpointSlice(name, _) => format!("slice {name}"),
         Event::Namespace(name, _) => format!("namespace {name}"),
         Event::Node(name, _) => format!("node {name}"),
+        Event::ServiceAccount(name, _) => format!("account {name}"),
         Event::AuthorizationPolicy(api, name, _) => format!("authorization {api:?} {name}"),
         Event::PeerAuthentication(api, name, _) => format!("peer {api:?} {name}"),
     }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, ObjectMeta},
+    api::{ApiResource, DynamicObject, ObjectMeta, PartialObjectMeta},
     core::GroupVersionKind,
 };
 use prometheus::IntGaugeVec;
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Batch, Convert, Seen, run};
+use super::{Batch, Convert, Seen, run, run_metadata};
 use crate::{
     cluster::{EndpointSlice, Event, Namespace, Node, Pod, PolicyApi, Service, parse::name_of},
     compile::PolicyKind,
@@ -97,6 +97,18 @@ pub fn start(
     };
     let gauge = failing.with_label_values(&[nodes.kind]);
     tasks.spawn(run(Api::all(client.clone()), nodes, gauge, batches.clone()));
+    // Whether each is there, and nothing else of it: of secrets that it names nobody here is to hear.
+    let accounts = Convert {
+        kind: add("ServiceAccount"),
+        name: |account: &PartialObjectMeta<core::ServiceAccount>| name_of(&account.metadata),
+        there: Box::new(|_, name| Some(Event::ServiceAccount(name, true))),
+        see: |_| None,
+        may_be_absent: false,
+        gone: Box::new(|name| Event::ServiceAccount(name, false)),
+    };
+    let gauge = failing.with_label_values(&[accounts.kind]);
+    let api: Api<core::ServiceAccount> = Api::all(client.clone());
+    tasks.spawn(run_metadata(api, accounts, gauge, batches.clone()));
     let mut apis = vec![(
         PolicyApi::Weir,
         crd::GROUP,

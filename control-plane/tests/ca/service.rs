@@ -20,7 +20,7 @@ use weir_control::{
     auth::{AgentAccount, AuthLimits, KubePods, TokenAuthenticator},
     ca::{CaLimits, CertificateService, Entitlements, Source},
     cluster::{Event, NotEnrolled, ObjectName, Pod, Switch},
-    compile::{Compiler, Settings},
+    compile::{Compiler, Settings, Unentitled},
 };
 use weir_proto::istio::v1::auth::{
     IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
@@ -39,15 +39,24 @@ const ACCOUNT: &str = "weir-agent";
 struct Known(RwLock<Compiler>);
 
 impl Entitlements for Known {
-    fn may_have(&self, node: &str, identity: &Identity) -> bool {
+    fn entitled(&self, node: &str, identity: &Identity) -> Result<(), Unentitled> {
         let compiler = self.0.read().unwrap();
-        compiler.is_enrolled_on(node, identity.namespace(), identity.service_account())
+        compiler.entitled(node, identity.namespace(), identity.service_account())
     }
 }
 
 impl Known {
+    /// A pod, whose service account is there too.
     fn tell(&self, name: &str, pod: Option<Pod>) {
+        for pod in &pod {
+            self.account(&pod.service_account, true);
+        }
         let event = Event::Pod(ObjectName::new("shop", name), pod.map(Box::new));
+        self.0.write().unwrap().apply([event]);
+    }
+
+    fn account(&self, name: &str, there: bool) {
+        let event = Event::ServiceAccount(ObjectName::new("shop", name), there);
         self.0.write().unwrap().apply([event]);
     }
 }
@@ -278,6 +287,24 @@ async fn no_agent_gets_a_certificate_for_what_is_not_its_nodes() {
     assert_eq!(stage.refused("trust_domain"), 1.0);
     stage.known.tell("web-1", None);
     assert_denied(stage.ask(0, &identity("web")).await, "a pod that is gone");
+}
+
+#[tokio::test]
+async fn a_pod_whose_service_account_is_deleted_gets_no_certificate_until_there_is_one_again() {
+    let stage = Stage::new(limits()).await;
+    stage.known.tell("web-1", Some(pod(&stage.nodes[0], "web")));
+    stage.ask(0, &identity("web")).await.unwrap();
+    stage.known.account("web", false);
+    let refused = stage.ask(0, &identity("web")).await.unwrap_err();
+    assert_eq!(stage.refused("no_service_account"), 1.0);
+    let of_nobody = stage.ask(0, &identity("nobody")).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (of_nobody.code(), of_nobody.message()),
+        "why is not told"
+    );
+    stage.known.account("web", true);
+    stage.ask(0, &identity("web")).await.unwrap();
 }
 
 #[tokio::test]
