@@ -11,7 +11,7 @@ use kube::{
 use prometheus::IntGaugeVec;
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Batch, Convert, Seen, run, run_metadata};
+use super::{Batch, Convert, Seen, run};
 use crate::{
     cluster::{EndpointSlice, Event, Namespace, Node, Pod, PolicyApi, Service, parse::name_of},
     compile::PolicyKind,
@@ -97,7 +97,7 @@ pub fn start(
     };
     let gauge = failing.with_label_values(&[nodes.kind]);
     tasks.spawn(run(Api::all(client.clone()), nodes, gauge, batches.clone()));
-    // Whether each is there, and nothing else of it: of secrets that it names nobody here is to hear.
+    // Whether each is there, and nothing else of it: only metadata is sent.
     let accounts = Convert {
         kind: add("ServiceAccount"),
         name: |account: &PartialObjectMeta<core::ServiceAccount>| name_of(&account.metadata),
@@ -107,8 +107,7 @@ pub fn start(
         gone: Box::new(|name| Event::ServiceAccount(name, false)),
     };
     let gauge = failing.with_label_values(&[accounts.kind]);
-    let api: Api<core::ServiceAccount> = Api::all(client.clone());
-    tasks.spawn(run_metadata(api, accounts, gauge, batches.clone()));
+    tasks.spawn(run(Api::all(client.clone()), accounts, gauge, batches.clone()));
     let mut apis = vec![(
         PolicyApi::Weir,
         crd::GROUP,

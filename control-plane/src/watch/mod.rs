@@ -10,10 +10,10 @@ use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duratio
 use futures_util::{Stream, StreamExt as _};
 use kube::{
     Api, Resource,
-    api::{DynamicObject, ObjectMeta, PartialObjectMeta},
+    api::{DynamicObject, ObjectMeta},
     runtime::{
         utils::Backoff,
-        watcher::{self, DefaultBackoff, metadata_watcher, watcher},
+        watcher::{self, DefaultBackoff, watcher},
     },
 };
 use prometheus::IntGauge;
@@ -87,32 +87,10 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     N: Clone + Eq + Hash,
 {
+    let config = watcher::Config::default().page_size(PAGE).timeout(WATCH_TIMEOUT);
     Watch::new(convert, failing)
-        .follow(watcher(api, config()), batches, DefaultBackoff::default())
+        .follow(watcher(api, config), batches, DefaultBackoff::default())
         .await;
-}
-
-/// Watches the metadata of a kind for ever: the rest of its objects is not even sent.
-async fn run_metadata<K, N>(
-    api: Api<K>,
-    convert: Convert<PartialObjectMeta<K>, N>,
-    failing: IntGauge,
-    batches: mpsc::Sender<Batch>,
-) where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    N: Clone + Eq + Hash,
-{
-    Watch::new(convert, failing)
-        .follow(
-            metadata_watcher(api, config()),
-            batches,
-            DefaultBackoff::default(),
-        )
-        .await;
-}
-
-fn config() -> watcher::Config {
-    watcher::Config::default().page_size(PAGE).timeout(WATCH_TIMEOUT)
 }
 
 struct Watch<K, N> {

@@ -48,7 +48,7 @@ impl Entitlements for Known {
 impl Known {
     /// A pod, whose service account is there too.
     fn tell(&self, name: &str, pod: Option<Pod>) {
-        for pod in &pod {
+        if let Some(pod) = &pod {
             self.account(&pod.service_account, true);
         }
         let event = Event::Pod(ObjectName::new("shop", name), pod.map(Box::new));
