@@ -1,5 +1,7 @@
 //! What the watches bring is what the engine goes by.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -91,5 +93,12 @@ async fn nobody_is_entitled_before_all_service_accounts_are_known() {
     assert!(!*watched.engine.synced().borrow());
     assert!(watched.entitled(&node, &namespace, "web").is_err());
     faults.lift(fault);
+    let asked = faults.seen(&lists);
+    assert!(
+        asked
+            .iter()
+            .all(|asked| asked.accept.contains("as=PartialObjectMetadata")),
+        "{asked:?}"
+    );
     watched.until(&node, &namespace, Ok(())).await;
 }

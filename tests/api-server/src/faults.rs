@@ -112,6 +112,8 @@ pub struct Seen {
     pub query: String,
     /// Whether it is a watch.
     pub watch: bool,
+    /// What it takes for an answer; empty where it does not say.
+    pub accept: String,
 }
 
 /// A fault that was injected.

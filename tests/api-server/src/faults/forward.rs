@@ -60,6 +60,7 @@ fn broken(why: impl std::fmt::Display) -> io::Error {
 impl Handler for Forward {
     async fn handle(&self, request: Request<Incoming>) -> io::Result<Response<Body>> {
         let query = request.uri().query().unwrap_or_default().to_owned();
+        let accept = request.headers().get(http::header::ACCEPT);
         let seen = Seen {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
@@ -67,6 +68,10 @@ impl Handler for Forward {
                 .split('&')
                 .any(|pair| matches!(pair, "watch=true" | "watch=1")),
             query,
+            accept: accept
+                .and_then(|accept| accept.to_str().ok())
+                .unwrap_or_default()
+                .to_owned(),
         };
         let effects = self.state.meets(&seen);
         let cut = self.state.cut.subscribe();
