@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     ads::Store,
-    cluster::{Event, ObjectName, parse::name_of},
+    cluster::{Event, ObjectName},
     compile::{Compiler, PolicyKind, Settings},
     status::Present,
     watch::{Batch, Seen},
@@ -109,9 +109,9 @@ impl Engine {
             let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
             for seen in seen {
                 match seen {
-                    Seen::Pod(meta) => {
-                        present.set_pod(&meta);
-                        touched.extend(name_of(&meta));
+                    Seen::Pod(name, pod) => {
+                        present.set_pod(name.clone(), *pod);
+                        touched.insert(name);
                     }
                     Seen::Node(name, node) => present.set_node(name, node),
                     Seen::Policy(kind, api, object) => present.set_policy(kind, api, &object),

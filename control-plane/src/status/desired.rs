@@ -9,7 +9,7 @@ use std::{
 use weir_policy::Selector;
 
 use super::{
-    Desired, Notice, PodState, PolicyState, Present, Regarding, TRUE, Wish, notice::cut, plan::annotations,
+    Desired, Notice, PodState, PolicyState, Present, Regarding, TRUE, Wish, notice::cut, plan::differs,
     present::PresentPolicy,
 };
 use crate::{
@@ -71,19 +71,24 @@ impl Wanted {
             let Some(view) = compiler.pod_view(name) else {
                 continue;
             };
-            let state = pod(&view, reports);
+            let mut state = pod(&view, reports);
             let mut notices = Vec::new();
             if let Wish::Is(why) = &state.not_enrolled {
                 notices.push(Notice::not_enrolled(name, &view.pod.uid, why));
             }
             let claims = view.refused.iter();
-            notices.extend(
-                claims.filter_map(|(address, why)| Notice::claim(name, &view.pod.uid, *address, why)),
-            );
+            let claims: Vec<Notice> = claims
+                .filter_map(|(address, why)| Notice::claim(name, &view.pod.uid, *address, why))
+                .collect();
+            if !claims.is_empty() {
+                let notes: Vec<&str> = claims.iter().map(|claim| &*claim.note).collect();
+                state.refused = Some(notes.join("; "));
+            }
+            notices.extend(claims);
             if !notices.is_empty() {
                 self.notices.insert(name.clone(), notices);
             }
-            if !annotations(&state, present.pods.get(name)).is_empty() {
+            if differs(&state, present.pods.get(name)) {
                 self.pods.insert(name.clone(), state);
             }
             // By the annotation, which every replica sees, and not by reports, of which each has its own.
@@ -188,6 +193,7 @@ fn pod<S: Borrow<NodeState>>(view: &PodView<'_>, reports: &HashMap<Arc<str>, S>)
         uid: view.pod.uid.clone(),
         enrolled,
         not_enrolled,
+        refused: None,
     };
     let because = |why: &str| Wish::Is(cut(why, MAX_REASON).to_owned());
     if view.switch != Switch::Enabled {

@@ -1,4 +1,5 @@
-//! What the control plane says of the cluster in the cluster: conditions of policies, annotations of pods, events.
+//! What the control plane says of the cluster in the cluster: conditions of policies, annotations and a condition of pods,
+//! events.
 //!
 //! [`Wanted`] knows what should stand there, [`plan`] what is to be written for that, and [`Writer`] writes it. Any number of
 //! replicas do so without a leader: what is desired follows from what all of them see, a write counts only for the
@@ -19,8 +20,8 @@ use crate::{cluster::ObjectName, compile::PolicyKey};
 
 pub use desired::{Wanted, desired};
 pub use notice::{Notice, Regarding};
-pub use plan::{PolicyWrite, Write, plan};
-pub use present::{Present, PresentNode};
+pub use plan::{AddressWrite, PodWrite, PolicyWrite, Write, plan};
+pub use present::{Present, PresentNode, PresentPod};
 pub use writer::Writer;
 
 /// Who writes (`fieldManager`).
@@ -31,6 +32,8 @@ pub use crate::cluster::parse::ENROLLED;
 pub const NOT_ENROLLED: &str = "weir.dev/not-enrolled";
 /// The taint that keeps pods off a node until its agent is ready.
 pub const NODE_TAINT: &str = "weir.dev/agent-not-ready";
+/// The condition of pods that are refused an address which their status claims; others do not have it.
+pub const ADDRESS: &str = "weir.dev/Address";
 /// What [`ENROLLED`] says.
 pub const TRUE: &str = "true";
 
@@ -67,6 +70,8 @@ pub struct PodState {
     pub enrolled: Wish,
     /// [`NOT_ENROLLED`].
     pub not_enrolled: Wish,
+    /// [`ADDRESS`]: why which addresses are refused, if any is.
+    pub refused: Option<String>,
 }
 
 /// What an annotation should be.

@@ -15,7 +15,9 @@ use crate::{cluster::ObjectName, compile::Refused};
 /// Who reports, in events.
 const CONTROLLER: &str = "weir.dev/control-plane";
 /// Longest note that the API server takes, in bytes.
-const MAX_NOTE: usize = 1024;
+pub(super) const MAX_NOTE: usize = 1024;
+/// Why a pod does not have an address that it claims, in one word.
+pub(super) const REFUSED: &str = "AddressRefused";
 /// So much of the object's name stands in the event's, which may have 253 characters.
 const MAX_NAME: usize = 200;
 /// Bytes of the hash in an event's name.
@@ -71,7 +73,7 @@ impl Notice {
         };
         Some(Self {
             about: Regarding::pod(pod, uid),
-            reason: "AddressRefused",
+            reason: REFUSED,
             action: "Claim",
             note: format!("The address {address} of the pod's status is not the pod's in the mesh: {why}"),
         })

@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::{
+    api::core::v1::PodCondition,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
 
 use super::{
-    Desired, ENROLLED, NOT_ENROLLED, Notice, PodState, PolicyState, Present, Wish,
-    notice::cut,
+    ADDRESS, Desired, ENROLLED, NOT_ENROLLED, Notice, PodState, PolicyState, Present, Wish,
+    notice::{MAX_NOTE, REFUSED, cut},
     present::{PresentPod, PresentPolicy},
 };
 use crate::{
@@ -18,21 +21,16 @@ use crate::{
 
 /// Longest message of a condition, in bytes; the definition allows as many characters.
 const MAX_MESSAGE: usize = 32_768;
+/// Longest message of a pod's, in bytes: that of the event which says the same.
+const MAX_REFUSED: usize = MAX_NOTE;
 
 /// Something to be written.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Write {
     /// The status of a policy of ours.
     Policy(Box<PolicyWrite>),
-    /// Annotations of a pod.
-    Pod {
-        /// Its name.
-        name: ObjectName,
-        /// The pod of that name that is meant.
-        uid: Arc<str>,
-        /// What they become; `None` removes one.
-        annotations: BTreeMap<&'static str, Option<String>>,
-    },
+    /// What is said of a pod.
+    Pod(Box<PodWrite>),
     /// Whether a node bears [`super::NODE_TAINT`].
     Node {
         /// Its name.
@@ -55,6 +53,28 @@ pub struct PolicyWrite {
     pub version: String,
     /// The status, as far as it is ours.
     pub status: PolicyStatus,
+}
+
+/// What is said of a pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodWrite {
+    /// Its name.
+    pub name: ObjectName,
+    /// The pod of that name that is meant.
+    pub uid: Arc<str>,
+    /// What its annotations become; `None` removes one.
+    pub annotations: BTreeMap<&'static str, Option<String>>,
+    /// What its condition [`ADDRESS`] becomes, if something else.
+    pub address: Option<AddressWrite>,
+}
+
+/// What the condition [`ADDRESS`] of a pod becomes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AddressWrite {
+    /// It goes: the pod has all its addresses.
+    Settled,
+    /// This.
+    Refused(Box<PodCondition>),
 }
 
 /// What of a write names its object, so that it is known when it comes again.
@@ -81,11 +101,14 @@ pub fn plan(desired: &Desired, present: &Present, now: Timestamp) -> Vec<Write> 
         })))
     });
     let pods = desired.pods.iter().filter_map(|(name, state)| {
-        let annotations = annotations(state, present.pods.get(name));
-        (!annotations.is_empty()).then(|| Write::Pod {
-            name: name.clone(),
-            uid: state.uid.clone(),
-            annotations,
+        let there = present.pods.get(name);
+        differs(state, there).then(|| {
+            Write::Pod(Box::new(PodWrite {
+                name: name.clone(),
+                uid: state.uid.clone(),
+                annotations: annotations(state, there),
+                address: address(state, there, now),
+            }))
         })
     });
     let nodes = desired.nodes.iter().filter_map(|(name, tainted)| {
@@ -131,13 +154,44 @@ fn status(state: &PolicyState, there: &PresentPolicy, now: Timestamp) -> Option<
     })
 }
 
+/// Whether anything is to be written of a pod.
+pub(super) fn differs(state: &PodState, there: Option<&PresentPod>) -> bool {
+    !annotations(state, there).is_empty() || address(state, there, Timestamp::UNIX_EPOCH).is_some()
+}
+
+/// What is to become of a pod's condition; nothing if it may stay.
+fn address(state: &PodState, there: Option<&PresentPod>, now: Timestamp) -> Option<AddressWrite> {
+    let there = own(state, there).and_then(|there| there.address.as_deref());
+    let Some(refused) = &state.refused else {
+        return there.map(|_| AddressWrite::Settled);
+    };
+    let message = cut(refused, MAX_REFUSED);
+    let before = there.filter(|there| there.status == "False");
+    let same = before.is_some_and(|before| {
+        before.reason.as_deref() == Some(REFUSED) && before.message.as_deref() == Some(message)
+    });
+    (!same).then(|| {
+        AddressWrite::Refused(Box::new(PodCondition {
+            type_: ADDRESS.to_owned(),
+            status: "False".to_owned(),
+            reason: Some(REFUSED.to_owned()),
+            message: Some(message.to_owned()),
+            last_transition_time: before
+                .and_then(|before| before.last_transition_time.clone())
+                .or(Some(Time(now))),
+            ..PodCondition::default()
+        }))
+    })
+}
+
+/// What stands there of the pod: what is of an earlier one of its name is gone with it.
+fn own<'a>(state: &PodState, there: Option<&'a PresentPod>) -> Option<&'a PresentPod> {
+    there.filter(|there| there.uid == state.uid)
+}
+
 /// The annotations of a pod that are to change.
-pub(super) fn annotations(
-    state: &PodState,
-    there: Option<&PresentPod>,
-) -> BTreeMap<&'static str, Option<String>> {
-    // Those of an earlier pod of this name are gone with it.
-    let there = there.filter(|there| there.uid == state.uid);
+fn annotations(state: &PodState, there: Option<&PresentPod>) -> BTreeMap<&'static str, Option<String>> {
+    let there = own(state, there);
     let wishes = [
         (
             ENROLLED,
@@ -167,7 +221,7 @@ impl Write {
     pub(super) fn target(&self) -> Target {
         match self {
             Self::Policy(write) => Target::Policy(write.key.clone()),
-            Self::Pod { uid, .. } => Target::Pod(uid.clone()),
+            Self::Pod(write) => Target::Pod(write.uid.clone()),
             Self::Node { name, .. } => Target::Node(name.clone()),
             Self::Notice(notice) => Target::Notice(notice.clone()),
         }

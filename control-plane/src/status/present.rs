@@ -5,24 +5,24 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::core::v1::Node;
-use kube::{api::DynamicObject, core::ObjectMeta};
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
+use kube::api::DynamicObject;
 use serde::Deserialize as _;
 use serde_json::Value;
 use weir_policy::Selector;
 
-use super::{ENROLLED, NODE_TAINT, NOT_ENROLLED};
+use super::{ADDRESS, ENROLLED, NODE_TAINT, NOT_ENROLLED};
 use crate::{
     cluster::{ObjectName, PolicyApi, parse::name_of},
     compile::{PolicyKey, PolicyKind},
     crd::PolicyStatus,
 };
 
-/// Policies and annotated pods, as the API server has them.
+/// Policies, nodes, and pods of which something is said, as the API server has them.
 #[derive(Debug, Default)]
 pub struct Present {
     pub(super) policies: HashMap<PolicyKey, PresentPolicy>,
-    /// Those that have an annotation of ours.
+    /// Those that have an annotation or a condition of ours.
     pub(super) pods: HashMap<ObjectName, PresentPod>,
     pub(super) nodes: BTreeMap<Arc<str>, PresentNode>,
 }
@@ -48,12 +48,34 @@ pub struct PresentNode {
     pub ready: bool,
 }
 
-/// A pod's annotations.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct PresentPod {
+/// What is said of a pod already.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PresentPod {
     pub(super) uid: Arc<str>,
     pub(super) enrolled: Option<String>,
     pub(super) not_enrolled: Option<String>,
+    pub(super) address: Option<Box<PodCondition>>,
+}
+
+impl PresentPod {
+    /// What a pod has of ours.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Self {
+        let meta = &pod.metadata;
+        let annotation = |key| meta.annotations.as_ref().and_then(|all| all.get(key)).cloned();
+        let conditions = pod.status.iter().filter_map(|status| status.conditions.as_ref());
+        let address = conditions.flatten().find(|one| one.type_ == ADDRESS);
+        Self {
+            uid: meta.uid.as_deref().unwrap_or_default().into(),
+            enrolled: annotation(ENROLLED),
+            not_enrolled: annotation(NOT_ENROLLED),
+            address: address.cloned().map(Box::new),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.enrolled.is_none() && self.not_enrolled.is_none() && self.address.is_none()
+    }
 }
 
 impl PresentNode {
@@ -112,22 +134,12 @@ impl Present {
     }
 
     /// Takes in a pod that is there now.
-    pub fn set_pod(&mut self, meta: &ObjectMeta) {
-        let (Some(name), Some(uid)) = (name_of(meta), meta.uid.as_deref()) else {
-            return;
-        };
-        let annotation = |key| meta.annotations.as_ref().and_then(|all| all.get(key)).cloned();
-        let (enrolled, not_enrolled) = (annotation(ENROLLED), annotation(NOT_ENROLLED));
-        if enrolled.is_none() && not_enrolled.is_none() {
+    pub fn set_pod(&mut self, name: ObjectName, pod: PresentPod) {
+        if pod.is_empty() {
             self.pods.remove(&name);
-            return;
+        } else {
+            self.pods.insert(name, pod);
         }
-        let pod = PresentPod {
-            uid: uid.into(),
-            enrolled,
-            not_enrolled,
-        };
-        self.pods.insert(name, pod);
     }
 
     /// Forgets a pod.

@@ -55,16 +55,14 @@ impl World {
             let with = with.as_object().unwrap().clone();
             pod[part].as_object_mut().unwrap().extend(with);
         }
-        let addresses = pod["spec"]["addresses"].take();
-        pod["status"] = json!({"podIPs": addresses});
+        let status = ["addresses", "conditions"].map(|part| pod["spec"][part].take());
+        pod["status"] = json!({"podIPs": status[0], "conditions": status[1]});
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(pod).unwrap();
-        self.present.set_pod(&pod.metadata);
-        let event = Event::Pod(
-            name_of(&pod.metadata).unwrap(),
-            Some(Box::new(Pod::parse(&pod).unwrap())),
-        );
+        let name = name_of(&pod.metadata).unwrap();
+        self.present.set_pod(name.clone(), PresentPod::of(&pod));
+        let event = Event::Pod(name.clone(), Some(Box::new(Pod::parse(&pod).unwrap())));
         self.compiler.apply([event]);
-        self.look(&[name_of(&pod.metadata).unwrap()]);
+        self.look(&[name]);
     }
 
     fn policy(&mut self, namespace: &str, generation: i64, spec: &Value, status: &Value) {
@@ -116,9 +114,18 @@ impl World {
 
     fn annotations(&self) -> Option<Value> {
         self.plan().into_iter().find_map(|write| match write {
-            Write::Pod { annotations, .. } => Some(json!(annotations)),
+            Write::Pod(write) => Some(json!(write.annotations)),
             _ => None,
         })
+    }
+
+    /// What is written of pods' condition.
+    fn addresses(&self) -> Vec<(String, AddressWrite)> {
+        let writes = self.plan().into_iter().filter_map(|write| match write {
+            Write::Pod(write) => Some((write.name.name.to_string(), write.address?)),
+            _ => None,
+        });
+        writes.collect()
     }
 
     fn status(&self) -> Option<crd::PolicyStatus> {
@@ -234,7 +241,7 @@ fn annotations_of_an_earlier_pod_of_the_name_are_not_the_pods() {
     world.pod("web", "u2", &NOTHING(), &NOTHING());
     world.present = old;
     world.look(&[ObjectName::new("shop", "web")]);
-    assert!(matches!(&world.plan()[..], [Write::Pod { uid, .. }] if &**uid == "u2"));
+    assert!(matches!(&world.plan()[..], [Write::Pod(write)] if &*write.uid == "u2"));
 }
 
 #[test]
@@ -249,6 +256,52 @@ fn whoever_is_refused_an_address_is_told_who_has_it_also_where_that_changes() {
     }
     let expected = ["AddressRefused shop/first", "AddressRefused shop/second"];
     assert_eq!(world.notices(), expected);
+}
+
+#[test]
+fn a_pod_that_is_refused_an_address_says_so_until_that_is_settled() {
+    let mut world = World::new();
+    let claims = json!({"addresses": [{"ip": "10.0.0.9"}, {"ip": "10.0.0.8"}]});
+    let later = json!({"creationTimestamp": "2026-01-02T00:00:00Z"});
+    world.pod("web", "u1", &NOTHING(), &claims);
+    world.pod("thief", "u2", &later, &claims);
+    let [(name, AddressWrite::Refused(condition))] = &world.addresses()[..] else {
+        panic!("{:?}", world.plan());
+    };
+    assert_eq!(
+        (&**name, &*condition.type_, &*condition.status),
+        ("thief", ADDRESS, "False")
+    );
+    assert_eq!(condition.reason.as_deref(), Some("AddressRefused"));
+    let message = condition.message.as_deref().unwrap();
+    for part in ["10.0.0.9", "10.0.0.8", "the older pod shop/web has it"] {
+        assert!(message.contains(part), "{message}");
+    }
+    // Once it stands there, nothing is written; another reason is, and since when it is so stays.
+    let mut standing = json!([condition]);
+    let with = |conditions: &Value, claims: &Value| {
+        let mut spec = claims.clone();
+        spec["conditions"] = conditions.clone();
+        spec
+    };
+    world.pod("thief", "u2", &later, &with(&standing, &claims));
+    assert_eq!(world.addresses(), []);
+    standing[0]["message"] = json!("another");
+    standing[0]["lastTransitionTime"] = json!("2026-01-03T00:00:00Z");
+    world.pod("thief", "u2", &later, &with(&standing, &claims));
+    let [(_, AddressWrite::Refused(again))] = &world.addresses()[..] else {
+        panic!("{:?}", world.plan());
+    };
+    assert_eq!(
+        again.last_transition_time.as_ref().unwrap().0.to_string(),
+        "2026-01-03T00:00:00Z"
+    );
+    // An earlier pod's of the name is not the pod's own.
+    let own = json!({"addresses": [{"ip": "10.0.0.7"}]});
+    world.pod("thief", "u2", &later, &with(&standing, &own));
+    assert_eq!(world.addresses(), [("thief".to_owned(), AddressWrite::Settled)]);
+    world.pod("thief", "u3", &later, &own);
+    assert_eq!(world.addresses(), []);
 }
 
 #[test]
@@ -347,11 +400,12 @@ fn told(name: &str) -> Write {
 }
 
 fn annotated(uid: &str) -> Write {
-    Write::Pod {
+    Write::Pod(Box::new(PodWrite {
         name: ObjectName::new("shop", uid),
         uid: uid.into(),
         annotations: BTreeMap::from([(ENROLLED, None)]),
-    }
+        address: None,
+    }))
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Writes what was planned, at its pace.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -18,10 +18,10 @@ use tokio::{
 };
 
 use super::{
-    MANAGER, NODE_TAINT, Notice, Pace, PolicyWrite, Write,
+    ADDRESS, AddressWrite, MANAGER, NODE_TAINT, Notice, Pace, PodWrite, PolicyWrite, Write,
     ledger::{Attempt, Ledger},
 };
-use crate::{cluster::ObjectName, compile::PolicyKind, crd};
+use crate::{compile::PolicyKind, crd};
 
 /// Writes to the cluster. One a process; any number of processes.
 pub struct Writer {
@@ -85,11 +85,7 @@ impl Writer {
         let written = async {
             match write {
                 Write::Policy(write) => self.policy(write).await,
-                Write::Pod {
-                    name,
-                    uid,
-                    annotations,
-                } => self.pod(name, uid, annotations).await,
+                Write::Pod(write) => self.pod(write).await,
                 Write::Node { name, tainted } => self.node(name, *tainted).await,
                 Write::Notice(notice) => self.notice(notice).await,
             }
@@ -133,20 +129,24 @@ impl Writer {
     }
 
     /// With the UID, so that a pod made anew under the name is left alone. Through the status, which takes annotations too:
-    /// who may write that cannot change what a pod runs.
-    async fn pod(
-        &self,
-        name: &ObjectName,
-        uid: &str,
-        annotations: &BTreeMap<&'static str, Option<String>>,
-    ) -> kube::Result<()> {
+    /// who may write that cannot change what a pod runs. Of its conditions only ours is named, so those of kubelet and others
+    /// stay as they are; kubelet in turn keeps what is not its own.
+    async fn pod(&self, write: &PodWrite) -> kube::Result<()> {
+        let name = &write.name;
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &name.namespace);
-        let patch = json!({"metadata": {"uid": uid, "annotations": annotations}});
+        let mut patch = json!({"metadata": {"uid": write.uid, "annotations": write.annotations}});
+        let condition = write.address.as_ref().map(|address| match address {
+            AddressWrite::Settled => json!({"type": ADDRESS, "$patch": "delete"}),
+            AddressWrite::Refused(condition) => json!(condition),
+        });
+        if let Some(condition) = condition {
+            patch["status"] = json!({"conditions": [condition]});
+        }
         let params = PatchParams {
             field_manager: Some(MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        api.patch_status(&name.name, &params, &Patch::Merge(patch))
+        api.patch_status(&name.name, &params, &Patch::Strategic(patch))
             .await
             .map(drop)
     }

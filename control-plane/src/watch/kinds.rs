@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, ObjectMeta, PartialObjectMeta},
+    api::{ApiResource, DynamicObject, PartialObjectMeta},
     core::GroupVersionKind,
 };
 use prometheus::IntGaugeVec;
@@ -16,7 +16,7 @@ use crate::{
     cluster::{EndpointSlice, Event, Namespace, Node, Pod, PolicyApi, Service, parse::name_of},
     compile::PolicyKind,
     crd,
-    status::{ENROLLED, NOT_ENROLLED, PresentNode},
+    status::{PresentNode, PresentPod},
 };
 
 /// Istio's policies, as every Istio since 1.22 serves them.
@@ -41,7 +41,10 @@ pub fn start(
         kind: add("Pod"),
         name: |pod: &core::Pod| name_of(&pod.metadata),
         there: Box::new(|pod, name| Some(Event::Pod(name, Some(Box::new(Pod::parse(pod)?))))),
-        see: |pod| Some(Seen::Pod(Box::new(annotated(&pod.metadata)))),
+        see: |pod| {
+            let present = Box::new(PresentPod::of(pod));
+            Some(Seen::Pod(name_of(&pod.metadata)?, present))
+        },
         may_be_absent: false,
         gone: Box::new(|name| Event::Pod(name, None)),
     };
@@ -169,23 +172,6 @@ pub fn start(
 
 fn cluster_name(name: Option<&str>) -> Option<Arc<str>> {
     name.map(Into::into)
-}
-
-/// What is looked at of a pod that may have annotations of ours: the rest would only take memory.
-fn annotated(meta: &ObjectMeta) -> ObjectMeta {
-    let ours = |(key, _): &(&String, &String)| [ENROLLED, NOT_ENROLLED].contains(&key.as_str());
-    let annotations = meta.annotations.iter().flatten().filter(ours);
-    ObjectMeta {
-        name: meta.name.clone(),
-        namespace: meta.namespace.clone(),
-        uid: meta.uid.clone(),
-        annotations: Some(
-            annotations
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-        ),
-        ..ObjectMeta::default()
-    }
 }
 
 fn see(kind: PolicyKind, api: PolicyApi, object: &DynamicObject) -> Option<Seen> {

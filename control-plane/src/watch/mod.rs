@@ -10,7 +10,7 @@ use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc, time::Duratio
 use futures_util::{Stream, StreamExt as _};
 use kube::{
     Api, Resource,
-    api::{DynamicObject, ObjectMeta},
+    api::DynamicObject,
     runtime::{
         utils::Backoff,
         watcher::{self, DefaultBackoff, watcher},
@@ -21,9 +21,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::{
-    cluster::{Event, PolicyApi},
+    cluster::{Event, ObjectName, PolicyApi},
     compile::PolicyKind,
-    status::PresentNode,
+    status::{PresentNode, PresentPod},
 };
 
 pub use kinds::start;
@@ -58,8 +58,8 @@ pub struct Batch {
 /// What of an object matters to what is written to it.
 #[derive(Debug)]
 pub enum Seen {
-    /// A pod: its name, UID and annotations.
-    Pod(Box<ObjectMeta>),
+    /// A pod.
+    Pod(ObjectName, Box<PresentPod>),
     /// A node.
     Node(Arc<str>, PresentNode),
     /// A policy.

@@ -6,6 +6,7 @@
     reason = "a failed step is a failed test"
 )]
 
+mod addresses;
 mod annotations;
 mod conditions;
 mod events;

@@ -25,7 +25,7 @@ use weir_control::{
     compile::{Compiler, PolicyKind, Settings},
     crd::{AuthorizationPolicy, authorization_event, custom_resource_definitions},
     reports::NodeState,
-    status::{Pace, Present, PresentNode, Writer, desired, plan},
+    status::{Pace, Present, PresentNode, PresentPod, Writer, desired, plan},
 };
 
 /// As fast as tests are patient.
@@ -129,7 +129,7 @@ impl Replica {
             let name = name_of(&pod.metadata).unwrap();
             let parsed = cluster::Pod::parse(pod).filter(|_| there).map(Box::new);
             if there {
-                state.present.set_pod(&pod.metadata);
+                state.present.set_pod(name.clone(), PresentPod::of(pod));
             } else {
                 state.present.remove_pod(&name);
             }
