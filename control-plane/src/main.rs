@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use clap::{Parser, Subcommand, ValueEnum};
 use weir_admin::LogOptions;
 use weir_control::{
-    auth::AgentAccount,
+    auth::{AgentAccount, NodeAccount},
     ca::{SecretName, Source},
     command,
     compile::Settings,
@@ -64,7 +64,11 @@ struct Arguments {
     /// The agents' DaemonSet.
     #[arg(long, value_name = "NAME", default_value = "weir-agent")]
     agent_daemon_set: String,
-    /// Audiences that agents' tokens may be for.
+    /// Another node proxy that is let in as agents are, as ztunnel: the namespace, and the name of its service account and its
+    /// DaemonSet. Several are given one after the other.
+    #[arg(long = "trusted-node-account", value_name = "NAMESPACE/NAME")]
+    trusted_node_accounts: Vec<NodeAccount>,
+    /// Audiences that tokens may be for. Several are given one after the other.
     #[arg(long = "audience", value_name = "AUDIENCE", default_values = ["weir"])]
     audiences: Vec<String>,
     /// Where the authority's key comes from.
@@ -135,6 +139,7 @@ impl From<Arguments> for Options {
                 namespace: arguments.agent_namespace,
                 service_account: arguments.agent_service_account,
                 daemon_set: arguments.agent_daemon_set,
+                trusted: arguments.trusted_node_accounts,
             },
             authority: SecretName { namespace, name },
             source: match arguments.authority {

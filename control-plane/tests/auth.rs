@@ -23,7 +23,7 @@ use tonic::metadata::MetadataMap;
 use weir_api_server::{Effect, NewPod, Requests, TestCluster, object};
 use weir_control::{
     ads::{Authenticate as _, Refusal},
-    auth::{AgentAccount, AuthLimits, KubePods, TokenAuthenticator},
+    auth::{AgentAccount, AuthLimits, KubePods, NodeAccount, TokenAuthenticator},
 };
 
 const AUDIENCE: &str = "weir";
@@ -67,14 +67,29 @@ impl World {
     }
 
     fn authenticator_with(&self, client: Client, limits: AuthLimits) -> TokenAuthenticator {
-        let account = AgentAccount {
+        let pods = Arc::new(KubePods::new(client.clone()));
+        TokenAuthenticator::new(client, self.account(), pods, limits, &Registry::new()).unwrap()
+    }
+
+    fn account(&self) -> AgentAccount {
+        AgentAccount {
             audiences: vec![AUDIENCE.to_owned()],
             namespace: self.namespace.clone(),
             service_account: ACCOUNT.to_owned(),
             daemon_set: ACCOUNT.to_owned(),
-        };
+            trusted: Vec::new(),
+        }
+    }
+
+    /// That lets this one in too.
+    fn authenticator_trusting(&self, account: NodeAccount) -> TokenAuthenticator {
+        let client = self.cluster.client();
         let pods = Arc::new(KubePods::new(client.clone()));
-        TokenAuthenticator::new(client, account, pods, limits, &Registry::new()).unwrap()
+        let account = AgentAccount {
+            trusted: vec![account],
+            ..self.account()
+        };
+        TokenAuthenticator::new(client, account, pods, AuthLimits::default(), &Registry::new()).unwrap()
     }
 }
 
@@ -218,6 +233,37 @@ async fn tokens_of_others_are_refused() {
     let changed = format!("{signed}.{first}{}", &signature[1..]);
     assert_refused(ask(&authenticator, &changed).await, "does not believe", &changed);
     assert_eq!(ask(&authenticator, &token).await, Ok(world.node.name_any()));
+}
+
+#[tokio::test]
+async fn another_node_proxy_is_let_in_if_it_is_named_and_by_pods_of_its_own_daemon_set() {
+    let world = World::new().await;
+    let cluster = &world.cluster;
+    let mesh = cluster.namespace("mesh").await;
+    cluster.service_account(&mesh, "ztunnel").await;
+    let set = cluster.daemon_set(&mesh, "ztunnel").await;
+    let new_pod = |name: &str| cluster.pod(&mesh, name).account("ztunnel").on(&world.node);
+    let pod = new_pod("ztunnel-1").owned_by(&set).create().await;
+    let token = cluster.token(&pod, &[AUDIENCE]).await;
+    assert_refused(
+        ask(&world.authenticator(), &token).await,
+        "who is no agent",
+        &token,
+    );
+
+    let account: NodeAccount = format!("{mesh}/ztunnel").parse().unwrap();
+    let authenticator = world.authenticator_trusting(account);
+    let agent = cluster.token(&world.agent().await, &[AUDIENCE]).await;
+    for token in [&token, &agent] {
+        assert_eq!(ask(&authenticator, token).await, Ok(world.node.name_any()));
+    }
+    let loose = new_pod("loose").create().await;
+    let token = cluster.token(&loose, &[AUDIENCE]).await;
+    assert_refused(
+        ask(&authenticator, &token).await,
+        "not one of the agents' DaemonSet",
+        &token,
+    );
 }
 
 #[tokio::test]

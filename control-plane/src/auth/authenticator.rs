@@ -198,12 +198,13 @@ impl TokenAuthenticator {
     }
 
     async fn node(&self, bound: &BoundPod) -> Result<String, Failed> {
-        let account = &self.account;
-        let pod = self.pods.pod(&account.namespace, &bound.name).await?;
-        let pod = pod.ok_or_else(|| Reason::NoPod(bound.name.clone()))?;
+        let no_pod = || Reason::NoPod(bound.name.clone());
+        let account = self.account.expected().nth(bound.account).ok_or_else(no_pod)?;
+        let pod = self.pods.pod(account.namespace, &bound.name).await?;
+        let pod = pod.ok_or_else(no_pod)?;
         let daemon_set = self
             .pods
-            .daemon_set_uid(&account.namespace, &account.daemon_set)
+            .daemon_set_uid(account.namespace, account.daemon_set)
             .await?;
         Ok(account.node_of(bound, &pod, daemon_set.as_deref())?)
     }

@@ -85,6 +85,7 @@ mod tests {
 
     fn pod(name: &str) -> BoundPod {
         BoundPod {
+            account: 0,
             name: name.to_owned(),
             uid: "u".to_owned(),
             node: None,

@@ -1,5 +1,7 @@
 //! What the API server says about a token.
 
+use std::str::FromStr;
+
 use k8s_openapi::api::authentication::v1::TokenReviewStatus;
 
 use super::reason::Reason;
@@ -23,11 +25,37 @@ pub struct AgentAccount {
     pub service_account: String,
     /// Their DaemonSet.
     pub daemon_set: String,
+    /// Other node proxies that are let in as agents are.
+    pub trusted: Vec<NodeAccount>,
+}
+
+/// The service account of a node proxy of other make, as ztunnel is, and the DaemonSet of the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeAccount {
+    /// The namespace of both.
+    pub namespace: String,
+    /// Their name.
+    pub name: String,
+}
+
+/// Text that names no [`NodeAccount`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected a namespace and a name, as weir-system/ztunnel")]
+pub struct BadAccount;
+
+/// Whose pods count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Expected<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) service_account: &'a str,
+    pub(super) daemon_set: &'a str,
 }
 
 /// The pod that a token is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BoundPod {
+    /// Which of [`AgentAccount::expected`] the token is of.
+    pub(super) account: usize,
     pub(super) name: String,
     pub(super) uid: String,
     /// The node that the token names, if it names one.
@@ -43,11 +71,27 @@ impl Default for AgentAccount {
             namespace: "weir-system".to_owned(),
             service_account: "weir-agent".to_owned(),
             daemon_set: "weir-agent".to_owned(),
+            trusted: Vec::new(),
         }
     }
 }
 
 impl AgentAccount {
+    /// The agents, and behind them those that are trusted besides.
+    pub(super) fn expected(&self) -> impl Iterator<Item = Expected<'_>> {
+        let own = Expected {
+            namespace: &self.namespace,
+            service_account: &self.service_account,
+            daemon_set: &self.daemon_set,
+        };
+        let trusted = self.trusted.iter().map(|account| Expected {
+            namespace: &account.namespace,
+            service_account: &account.name,
+            daemon_set: &account.name,
+        });
+        std::iter::once(own).chain(trusted)
+    }
+
     /// The pod of an agent's token, if it is one.
     pub(super) fn bound_pod(&self, status: &TokenReviewStatus) -> Result<BoundPod, Reason> {
         if status.authenticated != Some(true) {
@@ -61,14 +105,16 @@ impl AgentAccount {
         }
         let user = status.user.as_ref();
         let name = user.and_then(|user| user.username.as_deref()).unwrap_or_default();
-        if name
-            != format!(
-                "system:serviceaccount:{}:{}",
-                self.namespace, self.service_account
-            )
-        {
+        let account = name
+            .strip_prefix("system:serviceaccount:")
+            .and_then(|account| account.split_once(':'));
+        let account = account.and_then(|(namespace, name)| {
+            self.expected()
+                .position(|own| (own.namespace, own.service_account) == (namespace, name))
+        });
+        let Some(account) = account else {
             return Err(Reason::User(name.chars().take(MOST_WORDS).collect()));
-        }
+        };
         let extra = user.and_then(|user| user.extra.as_ref());
         let one = |key: &str| match extra.and_then(|extra| extra.get(key)).map(Vec::as_slice) {
             Some([value]) if !value.is_empty() => Some(value.clone()),
@@ -78,11 +124,34 @@ impl AgentAccount {
             return Err(Reason::NotBound);
         };
         Ok(BoundPod {
+            account,
             name,
             uid,
             node: one(NODE_NAME),
         })
     }
+}
+
+// === impl NodeAccount ===
+
+impl FromStr for NodeAccount {
+    type Err = BadAccount;
+
+    fn from_str(text: &str) -> Result<Self, BadAccount> {
+        match text.split_once('/') {
+            Some((namespace, name)) if [namespace, name].into_iter().all(is_name) => Ok(Self {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            }),
+            _ => Err(BadAccount),
+        }
+    }
+}
+
+/// Whether it may be the name of an object (RFC 1123): one that is not never matches, and was meant otherwise.
+fn is_name(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    !text.is_empty() && text.bytes().all(inner)
 }
 
 #[cfg(test)]
@@ -104,6 +173,63 @@ mod tests {
 
     fn bound(status: Value) -> Result<BoundPod, Reason> {
         AgentAccount::default().bound_pod(&serde_json::from_value(status).unwrap())
+    }
+
+    fn ztunnel() -> AgentAccount {
+        AgentAccount {
+            trusted: vec!["mesh/ztunnel".parse().unwrap()],
+            ..AgentAccount::default()
+        }
+    }
+
+    #[test]
+    fn whoever_is_trusted_besides_is_told_from_the_agents() {
+        let of = |account: &AgentAccount, user: &str| {
+            let mut status = good();
+            status["user"]["username"] = json!(user);
+            let bound = account.bound_pod(&serde_json::from_value(status).unwrap());
+            bound.map(|bound| bound.account)
+        };
+        let refused = |user: &str| Err(Reason::User(user.to_owned()));
+        let [agent, other] = [
+            "system:serviceaccount:weir-system:weir-agent",
+            "system:serviceaccount:mesh:ztunnel",
+        ];
+        assert_eq!((of(&ztunnel(), agent), of(&ztunnel(), other)), (Ok(0), Ok(1)));
+        assert_eq!(
+            of(&AgentAccount::default(), other),
+            refused(other),
+            "unless it is named"
+        );
+        for user in [
+            "system:serviceaccount:mesh:weir-agent",
+            "system:serviceaccount:weir-system:ztunnel",
+            "system:serviceaccount:mesh:ztunnel:",
+            "mesh:ztunnel",
+        ] {
+            assert_eq!(of(&ztunnel(), user), refused(user));
+        }
+    }
+
+    #[test]
+    fn a_trusted_account_is_a_namespace_and_a_name() {
+        let read = "istio-system/ztunnel".parse::<NodeAccount>().unwrap();
+        assert_eq!(
+            (read.namespace.as_str(), read.name.as_str()),
+            ("istio-system", "ztunnel")
+        );
+        for text in [
+            "",
+            "ztunnel",
+            "/ztunnel",
+            "mesh/",
+            "a/b/c",
+            "mesh/*",
+            "mesh:ztunnel",
+            " a/b",
+        ] {
+            assert_eq!(text.parse::<NodeAccount>(), Err(BadAccount), "{text}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod throttle;
 mod token;
 
 pub use authenticator::{AuthLimits, TokenAuthenticator};
-pub use claims::AgentAccount;
+pub use claims::{AgentAccount, BadAccount, NodeAccount};
 pub use lookup::{AgentPods, KubePods, LookupError};
 pub use pod::{AgentPod, Controller};
 pub use reason::Reason;

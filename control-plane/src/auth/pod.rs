@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{
-    claims::{AgentAccount, BoundPod},
+    claims::{BoundPod, Expected},
     reason::Reason,
 };
 
@@ -60,7 +60,7 @@ impl From<&Pod> for AgentPod {
     }
 }
 
-impl AgentAccount {
+impl Expected<'_> {
     /// The node of an agent's pod, if it is one and the token is bound to it. `daemon_set` is the UID of the DaemonSet
     /// of that name, if it is known.
     pub(super) fn node_of(
@@ -104,6 +104,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::auth::AgentAccount;
 
     fn good() -> Value {
         json!({
@@ -122,11 +123,14 @@ mod tests {
     fn node(pod: Value, daemon_set: Option<&str>, node: Option<&str>) -> Result<String, Reason> {
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let bound = BoundPod {
+            account: 0,
             name: "agent-1".to_owned(),
             uid: "uid-1".to_owned(),
             node: node.map(str::to_owned),
         };
-        AgentAccount::default().node_of(&bound, &AgentPod::from(&pod), daemon_set)
+        let account = AgentAccount::default();
+        let expected = account.expected().next().unwrap();
+        expected.node_of(&bound, &AgentPod::from(&pod), daemon_set)
     }
 
     #[test]
