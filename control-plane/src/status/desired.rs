@@ -74,11 +74,11 @@ impl Wanted {
             let mut state = pod(&view, reports);
             let mut notices = Vec::new();
             if let Wish::Is(why) = &state.not_enrolled {
-                notices.push(Notice::not_enrolled(name, &view.pod.uid, why));
+                notices.push(Notice::not_enrolled(name, view.pod, why));
             }
             let claims = view.refused.iter();
             let claims: Vec<Notice> = claims
-                .filter_map(|(address, why)| Notice::claim(name, &view.pod.uid, *address, why))
+                .filter_map(|(address, why)| Notice::claim(name, view.pod, *address, why))
                 .collect();
             if !claims.is_empty() {
                 let notes: Vec<&str> = claims.iter().map(|claim| &*claim.note).collect();
@@ -191,6 +191,7 @@ fn nodes<S: Borrow<NodeState>>(
 fn pod<S: Borrow<NodeState>>(view: &PodView<'_>, reports: &HashMap<Arc<str>, S>) -> PodState {
     let state = |enrolled, not_enrolled| PodState {
         uid: view.pod.uid.clone(),
+        node: view.pod.node.clone(),
         enrolled,
         not_enrolled,
         refused: None,

@@ -6,6 +6,7 @@
 //! version that it was planned for, and what stands there already is not written.
 
 mod desired;
+mod fair;
 mod ledger;
 mod notice;
 mod plan;
@@ -66,6 +67,8 @@ pub struct PolicyState {
 pub struct PodState {
     /// The pod of that name that is meant.
     pub uid: Arc<str>,
+    /// Its node.
+    pub node: Arc<str>,
     /// [`ENROLLED`].
     pub enrolled: Wish,
     /// [`NOT_ENROLLED`].
@@ -91,7 +94,7 @@ pub struct Pace {
     /// Changes that come within this of one another are written together. As much again is added by chance, so that of
     /// several replicas one is first, and the others find it written.
     pub coalesce: Duration,
-    /// Most writes a second.
+    /// Most writes a second. Where there are more to be made, policies have half of them, and nodes share the rest alike.
     pub per_second: u32,
     /// What was written is not written again for so long: a watch must bring it first.
     pub rest: Duration,

@@ -10,7 +10,10 @@ use k8s_openapi::{
 use kube::core::ObjectMeta;
 use sha2::{Digest as _, Sha256};
 
-use crate::{cluster::ObjectName, compile::Refused};
+use crate::{
+    cluster::{ObjectName, Pod},
+    compile::Refused,
+};
 
 /// Who reports, in events.
 const CONTROLLER: &str = "weir.dev/control-plane";
@@ -34,6 +37,8 @@ pub struct Notice {
     pub action: &'static str,
     /// What is wrong, in a sentence.
     pub note: String,
+    /// The node of the pod that it is about.
+    pub node: Option<Arc<str>>,
 }
 
 /// An object that something is told about.
@@ -54,17 +59,18 @@ pub struct Regarding {
 // === impl Notice ===
 
 impl Notice {
-    pub(super) fn not_enrolled(pod: &ObjectName, uid: &str, why: &str) -> Self {
+    pub(super) fn not_enrolled(name: &ObjectName, pod: &Pod, why: &str) -> Self {
         Self {
-            about: Regarding::pod(pod, uid),
+            about: Regarding::pod(name, &pod.uid),
             reason: "NotEnrolled",
             action: "Enrol",
             note: format!("The pod is meant to be in the mesh and is not: {why}"),
+            node: Some(pod.node.clone()),
         }
     }
 
     /// A claim that is refused for long: one that is only early, of a pod whose node is not known yet, is not told.
-    pub(super) fn claim(pod: &ObjectName, uid: &str, address: IpAddr, why: &Refused) -> Option<Self> {
+    pub(super) fn claim(name: &ObjectName, pod: &Pod, address: IpAddr, why: &Refused) -> Option<Self> {
         let why = match why {
             Refused::UnknownNode => return None,
             Refused::OutOfRange => "it is not of the range of the pod's node".to_owned(),
@@ -72,10 +78,11 @@ impl Notice {
             Refused::Service(service) => format!("the service {service} has it"),
         };
         Some(Self {
-            about: Regarding::pod(pod, uid),
+            about: Regarding::pod(name, &pod.uid),
             reason: REFUSED,
             action: "Claim",
             note: format!("The address {address} of the pod's status is not the pod's in the mesh: {why}"),
+            node: Some(pod.node.clone()),
         })
     }
 
@@ -85,6 +92,7 @@ impl Notice {
             reason: "PolicyRefused",
             action: "Compile",
             note: format!("The policy is refused, and all that it concerns denied: {problem}"),
+            node: None,
         }
     }
 

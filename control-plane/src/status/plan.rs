@@ -62,6 +62,8 @@ pub struct PodWrite {
     pub name: ObjectName,
     /// The pod of that name that is meant.
     pub uid: Arc<str>,
+    /// Its node.
+    pub node: Arc<str>,
     /// What its annotations become; `None` removes one.
     pub annotations: BTreeMap<&'static str, Option<String>>,
     /// What its condition [`ADDRESS`] becomes, if something else.
@@ -106,6 +108,7 @@ pub fn plan(desired: &Desired, present: &Present, now: Timestamp) -> Vec<Write> 
             Write::Pod(Box::new(PodWrite {
                 name: name.clone(),
                 uid: state.uid.clone(),
+                node: state.node.clone(),
                 annotations: annotations(state, there),
                 address: address(state, there, now),
             }))

@@ -1,14 +1,12 @@
-use std::{collections::HashMap, time::Duration};
+mod pace;
+
+use std::collections::HashMap;
 
 use jiff::Timestamp;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use super::{
-    ledger::{Attempt, Ledger},
-    *,
-};
+use super::*;
 use crate::{
     cluster::{Event, Node, Pod, PolicyApi, parse::name_of},
     compile::{Compiler, PolicyKind, Settings},
@@ -383,84 +381,21 @@ fn what_is_wrong_is_told_about_the_object_that_it_is_wrong_with() {
     assert_eq!(world.notices(), told);
 }
 
+fn pod_of(uid: &str) -> Pod {
+    let pod = json!({"metadata": {"uid": uid}, "spec": {"nodeName": "n1", "containers": []}});
+    Pod::parse(&serde_json::from_value(pod).unwrap()).unwrap()
+}
+
 #[test]
 fn an_event_is_named_by_what_it_tells() {
     let name = ObjectName::new("shop", &"a".repeat(253));
-    let notice = Notice::not_enrolled(&name, "u1", &"ä".repeat(2000));
+    let notice = Notice::not_enrolled(&name, &pod_of("u1"), &"ä".repeat(2000));
     assert!(notice.name().len() <= 253);
     let event = notice.event("one", Timestamp::UNIX_EPOCH);
     assert!(event.note.unwrap().len() <= 1024);
     assert_eq!(notice.name(), notice.clone().name());
-    let other = Notice::not_enrolled(&name, "u2", &"ä".repeat(2000));
+    let other = Notice::not_enrolled(&name, &pod_of("u2"), &"ä".repeat(2000));
     assert_ne!(notice.name(), other.name());
-}
-
-fn told(name: &str) -> Write {
-    Write::Notice(Notice::not_enrolled(&ObjectName::new("shop", name), name, "x"))
-}
-
-fn annotated(uid: &str) -> Write {
-    Write::Pod(Box::new(PodWrite {
-        name: ObjectName::new("shop", uid),
-        uid: uid.into(),
-        annotations: BTreeMap::from([(ENROLLED, None)]),
-        address: None,
-    }))
-}
-
-#[test]
-fn what_was_written_rests_and_what_failed_waits_longer_each_time() {
-    let (pace, start) = (Pace::default(), Instant::now());
-    let at = |milliseconds| start + Duration::from_millis(milliseconds);
-    let mut ledger = Ledger::new(pace);
-    let (write, target) = (annotated("a"), annotated("a").target());
-    let due = |ledger: &mut Ledger, now| ledger.due(vec![write.clone()], now).0.len();
-    assert_eq!(due(&mut ledger, at(0)), 1);
-    ledger.tried(target.clone(), Attempt::Done, at(0), 1.0);
-    assert_eq!(due(&mut ledger, at(2999)), 0);
-    assert_eq!(due(&mut ledger, at(3000)), 1);
-    let mut now = 3000;
-    for wait in [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000] {
-        ledger.tried(target.clone(), Attempt::Failed, at(now), 1.0);
-        assert_eq!(due(&mut ledger, at(now + wait - 1)), 0, "{wait}");
-        now += wait;
-        assert_eq!(due(&mut ledger, at(now)), 1, "{wait}");
-    }
-    // By chance it is half.
-    ledger.tried(target.clone(), Attempt::Outdated, at(now), 0.0);
-    let next = ledger.due(vec![write.clone()], at(now)).1;
-    assert_eq!(next, Some(at(now + 30_000)));
-    // What was written, and then not wanted for a while, begins anew.
-    ledger.tried(target, Attempt::Done, at(now), 1.0);
-    assert_eq!(ledger.due(Vec::new(), at(now + 3000)).0, []);
-    assert_eq!(due(&mut ledger, at(now + 3000)), 1);
-}
-
-#[test]
-fn an_overloaded_api_server_is_left_alone_with_everything() {
-    let (pace, start) = (Pace::default(), Instant::now());
-    let mut ledger = Ledger::new(pace);
-    ledger.tried(annotated("a").target(), Attempt::Overloaded, start, 1.0);
-    let both = || vec![annotated("a"), annotated("b"), told("c")];
-    let (due, next) = ledger.due(both(), start);
-    assert_eq!((due.len(), next), (0, Some(start + pace.retry)));
-    let later = start + pace.retry;
-    assert_eq!(ledger.due(both(), later).0.len(), 3);
-    ledger.tried(annotated("b").target(), Attempt::Overloaded, later, 1.0);
-    assert_eq!(ledger.due(both(), later + pace.retry).0.len(), 0);
-    assert_eq!(ledger.due(both(), later + pace.retry * 2).0.len(), 3);
-}
-
-#[test]
-fn an_event_is_told_once_for_as_long_as_it_is_so() {
-    let start = Instant::now();
-    let mut ledger = Ledger::new(Pace::default());
-    ledger.tried(told("a").target(), Attempt::Done, start, 1.0);
-    let day = start + Duration::from_secs(86_400);
-    assert_eq!(ledger.due(vec![told("a")], day).0, []);
-    assert_eq!(ledger.due(vec![told("a")], day).1, None);
-    ledger.tried(told("b").target(), Attempt::Failed, start, 1.0);
-    assert_eq!(ledger.due(vec![told("a"), told("b")], day).0, [told("b")]);
 }
 
 #[test]

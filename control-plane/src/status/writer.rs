@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     ADDRESS, AddressWrite, MANAGER, NODE_TAINT, Notice, Pace, PodWrite, PolicyWrite, Write,
+    fair::Turns,
     ledger::{Attempt, Ledger},
 };
 use crate::{compile::PolicyKind, crd};
@@ -30,6 +31,7 @@ pub struct Writer {
     instance: String,
     pace: Pace,
     ledger: Ledger,
+    turns: Turns,
     /// When the next write may be made.
     next: Instant,
 }
@@ -45,6 +47,7 @@ impl Writer {
             instance: instance.into(),
             pace,
             ledger: Ledger::new(pace),
+            turns: Turns::default(),
             next: Instant::now(),
         }
     }
@@ -62,20 +65,15 @@ impl Writer {
             sleep(self.pace.coalesce.mul_f64(1.0 + rand::random::<f64>())).await;
             let (due, next) = self.ledger.due(plan(), Instant::now());
             let now = usize::try_from(self.pace.per_second.max(1)).unwrap_or(usize::MAX);
-            let rest = due.len() > now;
-            let mut overloaded = false;
-            for write in due.iter().take(now) {
-                overloaded = self.write(write).await == Attempt::Overloaded;
-                if overloaded {
+            let is_nothing = due.is_empty();
+            for write in self.turns.first(due, now) {
+                self.turns.had(&write);
+                if self.write(&write).await == Attempt::Overloaded {
                     break;
                 }
             }
             // After a write, the plan says what of it still is to be done, and the ledger when.
-            again = if rest || overloaded || !due.is_empty() {
-                Some(Instant::now())
-            } else {
-                next
-            };
+            again = if is_nothing { next } else { Some(Instant::now()) };
         }
     }
 

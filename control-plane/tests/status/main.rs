@@ -10,5 +10,6 @@ mod addresses;
 mod annotations;
 mod conditions;
 mod events;
+mod fairness;
 mod nodes;
 mod replica;
