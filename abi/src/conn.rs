@@ -239,8 +239,13 @@ pub struct Backend {
 pub struct ProbePort {
     /// Handle of the pod that is probed.
     pub pod: u32,
-    /// The port, host order.
+    /// The port, host order; [`ProbePort::ANY`] stands for all.
     pub port: u32,
+}
+
+impl ProbePort {
+    /// No port, for pods of which nobody says what is probed: the kubelet may reach all.
+    pub const ANY: u16 = 0;
 }
 
 /// What holds for all programs of an agent: the one value of the `CONFIG` map.

@@ -82,11 +82,14 @@ fn weir_sk_lookup(ctx: SkLookupContext) -> u32 {
         .get(slot(own.handle))
         .is_none_or(|state| state.pod != own.handle || state.strict != 0);
     let is_probed = || {
-        let port = ProbePort {
-            pod: own.handle,
-            port: dst.port,
+        let is_known = |port: u32| {
+            let port = ProbePort {
+                pod: own.handle,
+                port,
+            };
+            PROBE_PORTS.get_ptr(port).is_some()
         };
-        PROBE_PORTS.get_ptr(port).is_some()
+        is_known(dst.port) || is_known(ProbePort::ANY.into())
     };
     match decide::lookup(
         &own,

@@ -73,6 +73,12 @@ pub struct ControlPlaneConfig {
     pub roots: PathBuf,
     /// The agent's token.
     pub token: PathBuf,
+    /// `istiod`, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Where the kubelet keeps pods' logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_logs: Option<PathBuf>,
 }
 
 /// Where certificates come from.

@@ -198,7 +198,9 @@ pub async fn run(
     if let (Some(control_plane), Some(state)) = (control_plane, &agent.control) {
         let same_node = agent.same_node.subscribe();
         let domain = config.trust_domain.clone();
-        following.spawn(control::report(agent.clone(), control_plane.clone()));
+        if control_plane.takes_reports() {
+            following.spawn(control::report(agent.clone(), control_plane.clone()));
+        }
         following.spawn(control::follow(
             agent.clone(),
             control_plane,

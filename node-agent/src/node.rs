@@ -11,6 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
+use weir_abi::ProbePort;
 use weir_tunnel::{PodKey, Registry, certs::CertificateStore, hbone::HandshakeLimiter};
 use weir_types::{FlowPeer, Process, Reason, TrafficDirection};
 
@@ -97,6 +98,14 @@ pub struct Told {
     pub strict: bool,
     /// The ports at which the kubelet probes it.
     pub probe_ports: Vec<u16>,
+}
+
+impl Told {
+    /// Whether the kubelet probes this port.
+    #[must_use]
+    pub fn is_probed(&self, port: u16) -> bool {
+        self.probe_ports.contains(&port) || self.probe_ports.contains(&ProbePort::ANY)
+    }
 }
 
 /// Counts a connection of a pod until it is dropped.

@@ -105,7 +105,7 @@ fn registered(node: &Node, pod: &Pod, key: &FlowKey) -> Registered {
         Some(conn)
             if conn.kind == ConnKind::HOST
                 && conn.established != 0
-                && u16::try_from(key.dst.port).is_ok_and(|port| pod.told().probe_ports.contains(&port)) =>
+                && u16::try_from(key.dst.port).is_ok_and(|port| pod.told().is_probed(port)) =>
         {
             Registered::Kubelet(conn)
         }

@@ -97,6 +97,31 @@ fn a_value_that_is_none_is_refused() {
     }
 }
 
+#[test]
+fn with_an_istiod_there_is_no_control_plane_and_agents_follow_it() {
+    let rendered = objects(&render(&["--set", "istiod.enabled=true"]).unwrap());
+    let text = serde_json::to_string(&rendered).unwrap();
+    assert!(!text.contains("weir-control"), "{text}");
+    let set = rendered
+        .iter()
+        .find(|object| object["kind"] == "DaemonSet")
+        .unwrap();
+    let volumes = set["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
+    let volume = |name: &str| volumes.iter().find(|volume| volume["name"] == name);
+    let token = volume("token").unwrap();
+    assert_eq!(
+        token["projected"]["sources"][0]["serviceAccountToken"]["audience"],
+        "istio-ca"
+    );
+    assert_eq!(
+        volume("roots").unwrap()["configMap"]["name"],
+        "istio-ca-root-cert"
+    );
+    // It would keep pods from starting that istiod tells of only once they run.
+    assert!(volume("cni-conf").is_none() && volume("pod-logs").is_some());
+    agent_takes_configuration(&rendered);
+}
+
 /// Names of all values, as `control.replicas`.
 fn names(schema: &Value, prefix: &str, into: &mut Vec<String>) {
     let Some(fields) = schema.get("properties").and_then(Value::as_object) else {
@@ -142,6 +167,15 @@ fn the_agents_configuration_is_one_that_the_agent_takes() {
         .unwrap();
     let text = map["data"]["agent.yaml"].as_str().unwrap();
     assert!(text.contains("verdictLease: 2m"), "{text}");
+    agent_takes_configuration(&rendered);
+}
+
+fn agent_takes_configuration(rendered: &[Value]) {
+    let map = rendered
+        .iter()
+        .find(|object| object["kind"] == "ConfigMap")
+        .unwrap();
+    let text = map["data"]["agent.yaml"].as_str().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("agent.yaml");
     fs::write(&file, text).unwrap();

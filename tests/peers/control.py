@@ -10,23 +10,14 @@ import json
 import pathlib
 import queue
 import sys
-import tempfile
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509 import verification
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from grpc_tools import protoc
+from definitions import messages
 
-PROTOS = pathlib.Path(__file__).resolve().parents[2] / "proto/protos"
-FILES = [
-    "envoy/service/discovery/v3/ads.proto",
-    "istio/security/authorization.proto",
-    "istio/v1/auth/ca.proto",
-    "istio/workload/workload.proto",
-]
 DISCOVERY = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 CERTIFICATES = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 URL = "type.googleapis.com/"
@@ -40,19 +31,12 @@ MONTH = 30 * 24 * HOUR
 UNKNOWN = 16
 
 
-def messages():
-    """Classes of the messages, by name. Generated modules would be called `envoy`, as a package of this environment is."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = pathlib.Path(folder) / "set"
-        own = pathlib.Path(protoc.__file__).parent / "_proto"
-        options = [f"-I{PROTOS}", f"-I{own}", "--include_imports", f"--descriptor_set_out={target}"]
-        if protoc.main(["protoc", *options, *FILES]) != 0:
-            sys.exit("the definitions are not understood")
-        files = descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes())
-    return message_factory.GetMessages(files.file, pool=descriptor_pool.DescriptorPool())
-
-
-MESSAGES = messages()
+MESSAGES = messages(
+    "envoy/service/discovery/v3/ads.proto",
+    "istio/security/authorization.proto",
+    "istio/v1/auth/ca.proto",
+    "istio/workload/workload.proto",
+)
 REQUEST = MESSAGES["envoy.service.discovery.v3.DeltaDiscoveryRequest"]
 RESPONSE = MESSAGES["envoy.service.discovery.v3.DeltaDiscoveryResponse"]
 CERTIFICATE_REQUEST = MESSAGES["istio.v1.auth.IstioCertificateRequest"]

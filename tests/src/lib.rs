@@ -3,9 +3,11 @@
 
 pub mod cluster;
 pub mod direct;
+pub mod istiod;
 pub mod packet;
 pub mod peers;
 pub mod sockets;
+pub mod ztunnel;
 
 use std::net::SocketAddr;
 

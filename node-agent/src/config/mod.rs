@@ -156,6 +156,25 @@ pub struct ControlPlaneConfig {
     /// The cluster's name, as the control plane knows it.
     #[serde(default = "defaults::cluster")]
     pub cluster: String,
+    /// Which of the two it is.
+    #[serde(default)]
+    pub kind: ControlPlaneKind,
+    /// Where the kubelet keeps pods' logs, in a folder `<namespace>_<name>_<uid>` for each: by these the agent finds the pods of
+    /// its node that istiod tells of. Only with `kind: istiod`.
+    #[serde(default = "defaults::pod_logs")]
+    pub pod_logs: PathBuf,
+}
+
+/// Who serves as the control plane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ControlPlaneKind {
+    /// `weir-control`: says which pods of the node are in the mesh, what the kubelet probes, and what is revoked.
+    #[default]
+    Weir,
+    /// istiod: tells of workloads and policies alone. Its pods with HBONE on this node are enrolled; the kubelet may reach every
+    /// port of them.
+    Istiod,
 }
 
 /// The workloads' certificates.
@@ -377,6 +396,10 @@ mod defaults {
 
     pub(super) fn cluster() -> String {
         "Kubernetes".to_owned()
+    }
+
+    pub(super) fn pod_logs() -> PathBuf {
+        PathBuf::from("/var/log/pods")
     }
 
     pub(super) fn service_account() -> String {

@@ -2,7 +2,7 @@
 
 use serde_saphyr::Location;
 
-use super::{CaConfig, ConfigFile, parse::Problem};
+use super::{CaConfig, ConfigFile, ControlPlaneKind, parse::Problem};
 
 /// Where all that the file does not say comes from.
 pub(super) fn check(config: &ConfigFile) -> Result<(), Problem> {
@@ -36,7 +36,11 @@ pub(super) fn check(config: &ConfigFile) -> Result<(), Problem> {
             return Err(Problem::new(at, field, problem));
         }
     }
-    for (field, path) in [("roots", &control.value.roots), ("token", &control.value.token)] {
+    for (field, path) in [
+        ("roots", &control.value.roots),
+        ("token", &control.value.token),
+        ("podLogs", &control.value.pod_logs),
+    ] {
         if !path.is_absolute() {
             let field = format!("controlPlane.{field}");
             return Err(Problem::new(
@@ -45,6 +49,10 @@ pub(super) fn check(config: &ConfigFile) -> Result<(), Problem> {
                 "expected an absolute path",
             ));
         }
+    }
+    if let (ControlPlaneKind::Istiod, Some(cni)) = (control.value.kind, &config.cni) {
+        let problem = "expected none with 'kind: istiod', which tells of a pod only once it runs: it would wait for ever";
+        return Err(Problem::new(cni.referenced, "cni", problem));
     }
     Ok(())
 }

@@ -21,8 +21,10 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::ControlError;
-use crate::config::ControlPlaneConfig;
+use weir_proto::ResourceType;
+
+use super::{ControlError, local::LocalPods};
+use crate::config::{ControlPlaneConfig, ControlPlaneKind};
 
 /// How long connecting may take, with name resolution and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +52,8 @@ pub struct ControlPlane {
     roots: PathBuf,
     token: PathBuf,
     cluster: String,
+    kind: ControlPlaneKind,
+    pod_logs: PathBuf,
     channel: Channel,
 }
 
@@ -147,6 +151,8 @@ impl ControlPlane {
             roots,
             token: config.token.clone(),
             cluster: config.cluster.clone(),
+            kind: config.kind,
+            pod_logs: config.pod_logs.clone(),
             channel: endpoint.connect_with_connector_lazy(connector),
         }
     }
@@ -161,6 +167,36 @@ impl ControlPlane {
     #[must_use]
     pub fn roots(&self) -> &Path {
         &self.roots
+    }
+
+    /// The types of resources that it serves.
+    pub(super) fn kinds(&self) -> &'static [ResourceType] {
+        match self.kind {
+            ControlPlaneKind::Weir => &ResourceType::ALL,
+            ControlPlaneKind::Istiod => &[ResourceType::Address, ResourceType::Authorization],
+        }
+    }
+
+    /// The type that there is least of.
+    pub(super) fn least(&self) -> ResourceType {
+        match self.kind {
+            ControlPlaneKind::Weir => ResourceType::Revocations,
+            ControlPlaneKind::Istiod => ResourceType::Authorization,
+        }
+    }
+
+    /// What finds the pods of this node, if the control plane does not say which they are.
+    pub(super) fn local_pods(&self) -> Option<LocalPods> {
+        match self.kind {
+            ControlPlaneKind::Weir => None,
+            ControlPlaneKind::Istiod => Some(LocalPods::new(&self.pod_logs)),
+        }
+    }
+
+    /// Whether it takes reports of what is enrolled, and writes them to the cluster.
+    #[must_use]
+    pub fn takes_reports(&self) -> bool {
+        self.kind == ControlPlaneKind::Weir
     }
 
     pub(super) fn channel(&self) -> Channel {

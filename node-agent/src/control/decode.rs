@@ -191,6 +191,7 @@ fn workload_source(workload: Workload, trust_domain: &TrustDomain) -> Result<Wor
         policies: policies.map(|name| name.as_str().into()).collect(),
         healthy: workload.status == i32::from(WorkloadStatus::Healthy),
         services,
+        native_tunnel: workload.native_tunnel,
         node: workload.node,
         name: workload.name,
         uid: workload.uid,

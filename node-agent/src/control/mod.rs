@@ -7,6 +7,7 @@
 mod channel;
 mod decode;
 mod issuer;
+mod local;
 mod report;
 mod state;
 mod step;

@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const REPEAT: Duration = Duration::from_secs(60);
 /// Wait before the next stream.
 const RETRY: Duration = Duration::from_secs(2);
-/// A control plane that takes no reports, as istiod, is asked again this rarely.
+/// A control plane that takes no reports is asked again this rarely.
 const UNSUPPORTED: Duration = Duration::from_secs(600);
 
 /// Reports for ever.

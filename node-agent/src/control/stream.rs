@@ -29,7 +29,7 @@ use weir_proto::{
 use weir_tunnel::certs::Revoked;
 use weir_types::TrustDomain;
 
-use super::{ControlError, ControlPlane, State, decode, step::Step};
+use super::{ControlError, ControlPlane, State, decode, local::LocalPods, step::Step};
 use crate::{
     agent::Agent,
     cni,
@@ -71,6 +71,8 @@ pub async fn follow(
         state,
         trust_domain,
         received,
+        kinds: control_plane.kinds(),
+        local: control_plane.local_pods(),
         known: Default::default(),
         doubted: Default::default(),
         heard: [false; ResourceType::ALL.len()],
@@ -109,7 +111,7 @@ pub async fn rehearse(control_plane: &ControlPlane) -> Result<(), ControlError> 
     let (requests, outgoing) = mpsc::channel(1);
     let first = DeltaDiscoveryRequest {
         node: Some(node("")),
-        type_url: ResourceType::Revocations.url().to_owned(),
+        type_url: control_plane.least().url().to_owned(),
         ..DeltaDiscoveryRequest::default()
     };
     // There is room for it.
@@ -136,6 +138,10 @@ struct Follower {
     state: Arc<State>,
     trust_domain: TrustDomain,
     received: Received,
+    /// The types of resources that are asked for.
+    kinds: &'static [ResourceType],
+    /// What finds the pods of this node, if the control plane does not say which they are.
+    local: Option<LocalPods>,
     /// Versions by name of what is known, by type: a new stream need not send it again.
     known: [HashMap<String, String>; ResourceType::ALL.len()],
     /// Names of what was known when versions were last given up, by type: what a stream's first response does not name of
@@ -167,7 +173,7 @@ impl Follower {
         let (requests, outgoing) = mpsc::channel(REQUESTS);
         self.heard = Default::default();
         self.step = Step::default();
-        for (index, kind) in ResourceType::ALL.into_iter().enumerate() {
+        for (index, kind) in self.kinds.iter().copied().enumerate() {
             // Nothing subscribed: everything.
             let request = DeltaDiscoveryRequest {
                 node: (index == 0).then(|| node(&self.agent.node.name)),
@@ -197,6 +203,10 @@ impl Follower {
                     if changed.is_ok() {
                         self.put();
                     }
+                    continue;
+                }
+                () = LocalPods::next(&mut self.local), if self.synced => {
+                    self.put();
                     continue;
                 }
             };
@@ -349,7 +359,7 @@ impl Follower {
     }
 
     fn is_whole(&self) -> bool {
-        self.heard.iter().all(|heard| *heard) && self.step.is_whole()
+        self.kinds.iter().all(|kind| self.heard[*kind as usize]) && self.step.is_whole()
     }
 
     fn put(&mut self) {
@@ -359,6 +369,9 @@ impl Follower {
         } else {
             Update::default()
         };
+        if let Some(local) = &mut self.local {
+            local.tell(&self.received, &mut update);
+        }
         update.sandboxes = Some(cni::addresses(&self.sandboxes.borrow_and_update()));
         let (received, agent) = (&mut self.received, &self.agent);
         let result = tokio::task::block_in_place(|| {

@@ -42,6 +42,8 @@ pub struct WorkloadSource {
     pub services: BTreeMap<String, Vec<(u16, u16)>>,
     /// Whether it takes connections.
     pub healthy: bool,
+    /// Whether it speaks HBONE itself, as a waypoint does: it is not captured.
+    pub native_tunnel: bool,
 }
 
 /// A pod of this node that is to be enrolled.
@@ -119,6 +121,36 @@ impl Received {
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.workloads.len(), self.services.len(), self.policies.len())
+    }
+
+    /// The workloads of this node that are in the mesh and do not see to it themselves, as they will be with an update.
+    pub fn to_capture<'a>(&'a self, update: &'a Update) -> impl Iterator<Item = &'a WorkloadSource> {
+        // Of several words on one the last counts.
+        let news: HashMap<&str, Option<&WorkloadSource>> = update
+            .workloads
+            .iter()
+            .map(|(uid, workload)| (uid.as_str(), workload.as_ref()))
+            .collect();
+        let known = self.workloads.iter();
+        let known: Vec<&WorkloadSource> = known
+            .filter(|(uid, _)| !news.contains_key(uid.as_str()))
+            .map(|(_, (workload, _))| workload)
+            .collect();
+        known
+            .into_iter()
+            .chain(news.into_values().flatten())
+            .filter(|workload| {
+                workload.node == self.node
+                    && workload.tunnel == TunnelProtocol::Hbone
+                    && !workload.host_network
+                    && !workload.native_tunnel
+            })
+    }
+
+    /// The pods of this node, by their own uids.
+    #[must_use]
+    pub fn pods(&self) -> &BTreeMap<String, PodSource> {
+        &self.pods
     }
 
     /// Changes how pods of this node reach each other.

@@ -1,7 +1,8 @@
 //! A Kubernetes cluster without Kubernetes: an API server in memory, the real control plane, and real agents on the lab's
 //! nodes, whose pods are namespaces of the lab.
 
-mod net;
+mod accounts;
+pub(crate) mod net;
 mod objects;
 
 use std::{
@@ -11,23 +12,20 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::{
-        apps::v1::DaemonSet,
-        authentication::v1::TokenRequest,
-        core::v1::{ConfigMap, Node, Pod as KubePod, ServiceAccount},
-    },
+    api::core::v1::{ConfigMap, Node},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
-use kube::{Api, api::PostParams};
+use kube::Api;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
-use weir_api_server::{ApiServer, object};
+use weir_api_server::ApiServer;
 use weir_lab::{
     Agent, Lab, PATIENCE, Pod, Process,
     config::{AgentConfig, ControlPlaneConfig},
     poll, program,
 };
+
+pub use objects::pause;
 
 use net::{free_port, http_get, relay};
 
@@ -36,14 +34,12 @@ pub const SYSTEM: &str = "weir-system";
 /// Agents' service account and DaemonSet.
 const AGENT: &str = "weir-agent";
 /// Where agents find the control plane: on their own node's loopback, from where it is carried on.
-const CONTROL: &str = "127.0.0.1:15012";
+pub(crate) const CONTROL: &str = "127.0.0.1:15012";
 /// As they are installed.
 const CRDS: [&str; 2] = [
     include_str!("../../../daemonset/chart/files/crds/authorizationpolicies.weir.dev.yaml"),
     include_str!("../../../daemonset/chart/files/crds/peerauthentications.weir.dev.yaml"),
 ];
-/// How long a token is valid that nobody replaces: longer than any test.
-const TOKEN_SECONDS: i64 = 3600;
 
 /// A cluster of two nodes.
 #[derive(Debug)]
@@ -98,6 +94,20 @@ impl Cluster {
     /// As [`Cluster::new`].
     #[must_use]
     pub fn with(name: &str, arguments: &[&str], change: impl Fn(&mut AgentConfig)) -> Self {
+        Self::with_agents_on(&["node1", "node2"], name, arguments, change)
+    }
+
+    /// As [`Cluster::with`], with agents on some nodes alone: others may have a node proxy of other make, or none.
+    ///
+    /// # Panics
+    /// As [`Cluster::new`].
+    #[must_use]
+    pub fn with_agents_on(
+        nodes: &[&str],
+        name: &str,
+        arguments: &[&str],
+        change: impl Fn(&mut AgentConfig),
+    ) -> Self {
         let lab = Lab::builder(name).outside().build().expect("a lab");
         let api = ApiServer::start().expect("an API server");
         let runtime = Runtime::new().expect("a runtime");
@@ -114,7 +124,10 @@ impl Cluster {
         };
         cluster.furnish();
         cluster.start_control();
-        cluster.start_agents(change);
+        for node in cluster.lab.nodes() {
+            relay(&cluster.lab, node.name(), cluster.control_port);
+        }
+        cluster.start_agents(nodes, change);
         cluster
     }
 
@@ -137,20 +150,7 @@ impl Cluster {
                 }),
             );
         }
-        self.service_account(SYSTEM, AGENT);
-        self.create::<DaemonSet>(
-            Some(SYSTEM),
-            json!({
-                "metadata": { "name": AGENT },
-                "spec": {
-                    "selector": { "matchLabels": { "app": AGENT } },
-                    "template": {
-                        "metadata": { "labels": { "app": AGENT } },
-                        "spec": { "containers": [{ "name": AGENT, "image": AGENT }] },
-                    },
-                },
-            }),
-        );
+        self.daemon_set(SYSTEM, AGENT);
     }
 
     /// Starts the control plane, and waits until it is ready.
@@ -235,23 +235,18 @@ impl Cluster {
         roots
     }
 
-    fn start_agents(&mut self, change: impl Fn(&mut AgentConfig)) {
+    fn start_agents(&mut self, nodes: &[&str], change: impl Fn(&mut AgentConfig)) {
         let roots = self.fetch_roots();
-        let names: Vec<String> = self
-            .lab
-            .nodes()
-            .iter()
-            .map(|node| node.name().to_owned())
-            .collect();
-        for name in &names {
-            relay(&self.lab, name, self.control_port);
+        for name in nodes {
             let token = self.lab.folder().join(format!("{name}.token"));
-            std::fs::write(&token, self.agent_token(name)).expect("a token");
+            std::fs::write(&token, self.node_token(SYSTEM, AGENT, name, "weir")).expect("a token");
             let mut config: AgentConfig = self.lab.config(name).expect("a configuration");
             config.follow(ControlPlaneConfig {
                 address: CONTROL.to_owned(),
                 roots: roots.clone(),
                 token,
+                kind: None,
+                pod_logs: None,
             });
             change(&mut config);
             self.agents.push(self.lab.launch_agent(config).expect("an agent"));
@@ -260,45 +255,6 @@ impl Cluster {
             .iter()
             .try_for_each(Agent::wait_ready)
             .expect("agents that are ready");
-    }
-
-    /// A token of the agent's pod on a node, which is made if it is not there.
-    fn agent_token(&self, node: &str) -> String {
-        let name = format!("{AGENT}-{node}");
-        let owner = self.block(async |client| {
-            let sets: Api<DaemonSet> = Api::namespaced(client, SYSTEM);
-            sets.get(AGENT).await
-        });
-        let owner = OwnerReference {
-            api_version: "apps/v1".to_owned(),
-            kind: "DaemonSet".to_owned(),
-            name: AGENT.to_owned(),
-            uid: owner.metadata.uid.expect("a UID"),
-            controller: Some(true),
-            ..OwnerReference::default()
-        };
-        let pod: KubePod = self.create(
-            Some(SYSTEM),
-            json!({
-                "metadata": { "name": name, "labels": { "app": AGENT }, "ownerReferences": [owner] },
-                "spec": {
-                    "nodeName": node, "serviceAccountName": AGENT, "hostNetwork": true,
-                    "containers": [{ "name": AGENT, "image": AGENT }],
-                },
-            }),
-        );
-        let request: TokenRequest = object(json!({ "spec": {
-            "audiences": ["weir"],
-            "expirationSeconds": TOKEN_SECONDS,
-            "boundObjectRef": { "apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.metadata.uid },
-        }}));
-        let token = self.block(async move |client| {
-            let accounts: Api<ServiceAccount> = Api::namespaced(client, SYSTEM);
-            accounts
-                .create_token_request(AGENT, &PostParams::default(), &request)
-                .await
-        });
-        token.status.expect("a token").token
     }
 
     /// The agent of a pod's node.

@@ -16,7 +16,7 @@ pub(super) fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-pub(super) fn http_get(port: u16, path: &str) -> Option<String> {
+pub(crate) fn http_get(port: u16, path: &str) -> Option<String> {
     use io::{Read as _, Write as _};
     let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
     socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -31,7 +31,7 @@ pub(super) fn http_get(port: u16, path: &str) -> Option<String> {
 }
 
 /// Carries connections from a node's loopback to the control plane, which runs beside the lab.
-pub(super) fn relay(lab: &Lab, node: &str, port: u16) {
+pub(crate) fn relay(lab: &Lab, node: &str, port: u16) {
     let node = lab.node(node).expect("a node");
     let listener = node
         .inside(|| Ok(TcpListener::bind(CONTROL)?))

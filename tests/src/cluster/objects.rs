@@ -20,7 +20,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use weir_api_server::object;
-use weir_lab::{PATIENCE, Pod, PodSpec, Spawn as _, poll};
+use weir_lab::{Lab, PATIENCE, Pod, PodSpec, Process, Spawn as _, poll};
 
 use super::{Cluster, Member};
 
@@ -90,21 +90,7 @@ impl Cluster {
             .lab
             .add_pod(PodSpec::new(node, namespace, name))
             .expect(&accounts);
-        // What holds the pod's namespace, in the cgroup that the kubelet would have made.
-        let cgroup = self
-            .lab
-            .node(node)
-            .expect("a node")
-            .cgroup()
-            .join("kubepods/burstable");
-        let place = pod
-            .place()
-            .in_cgroup(cgroup.join(format!("pod{uid}")))
-            .expect("a cgroup");
-        let mut pause = Command::new("sleep");
-        pause.arg("infinity");
-        self.pods
-            .push(PauseIn(place).spawn(pause).expect("a pause process"));
+        self.pods.push(pause(&self.lab, &pod, &uid));
         self.set_running(&pod);
         Member { pod, uid }
     }
@@ -296,6 +282,20 @@ fn policies(kind: &str, namespace: &str) -> impl FnOnce(Client) -> Api<DynamicOb
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("weir.dev", "v1alpha1", kind));
     let namespace = namespace.to_owned();
     move |client| Api::namespaced_with(client, &namespace, &resource)
+}
+
+/// Starts what holds a pod's namespace, in the cgroup that the kubelet would have made.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+pub fn pause(lab: &Lab, pod: &Pod, uid: &str) -> Process {
+    let node = lab.node(&pod.spec().node).expect("a node");
+    let cgroup = node.cgroup().join("kubepods/burstable").join(format!("pod{uid}"));
+    let place = pod.place().in_cgroup(cgroup).expect("a cgroup");
+    let mut pause = Command::new("sleep");
+    pause.arg("infinity");
+    PauseIn(place).spawn(pause).expect("a pause process")
 }
 
 /// A place where a pod's first process runs.

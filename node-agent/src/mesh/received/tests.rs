@@ -47,6 +47,7 @@ fn workload() -> impl Strategy<Value = (String, Option<WorkloadSource>)> {
                 policies,
                 services,
                 healthy,
+                native_tunnel: false,
             });
             (uid, source)
         })
@@ -212,6 +213,7 @@ fn a_pod_has_the_addresses_of_its_sandbox_before_and_after_the_control_plane_kno
         policies: Vec::new(),
         services: Map::new(),
         healthy: false,
+        native_tunnel: false,
     };
     let pod = PodSource {
         workload: "w1".to_owned(),
@@ -283,6 +285,7 @@ fn a_pod_that_is_still_to_be_enrolled_keeps_its_address_when_the_control_plane_t
         policies: Vec::new(),
         services: Map::new(),
         healthy: true,
+        native_tunnel: false,
     };
     let pod = PodSource {
         workload: "w1".to_owned(),
