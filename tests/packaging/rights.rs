@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::chart::{objects, render};
 
@@ -108,4 +108,30 @@ fn containers_have_the_capabilities_that_are_listed_and_cannot_write_their_image
         }
     }
     assert_eq!(seen, ["weir-agent", "weir-control"].map(str::to_owned).into());
+}
+
+#[test]
+fn no_other_node_proxy_is_trusted_but_those_that_are_named_which_are_looked_up_where_they_are() {
+    let text = |objects: &[Value]| serde_json::to_string(objects).unwrap();
+    assert!(!text(&rendered()).contains("trusted-node-account"));
+    let named = objects(&render(&["--set", "control.trustedNodeAccounts={mesh/ztunnel}"]).unwrap());
+    assert!(text(&named).contains("--trusted-node-account=mesh/ztunnel"));
+    let there: Vec<_> = named
+        .iter()
+        .filter(|object| object["metadata"]["namespace"] == "mesh")
+        .collect();
+    let [role, binding] = there[..] else {
+        panic!("{there:?}");
+    };
+    assert_eq!(
+        (&role["kind"], &binding["kind"]),
+        (&json!("Role"), &json!("RoleBinding"))
+    );
+    let right =
+        |group: &str, kind: &str| json!({ "apiGroups": [group], "resources": [kind], "verbs": ["get"] });
+    let mut sets = right("apps", "daemonsets");
+    sets["resourceNames"] = json!(["ztunnel"]);
+    assert_eq!(role["rules"], json!([right("", "pods"), sets]));
+    assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+    assert_eq!(binding["subjects"][0]["namespace"], "weir-system");
 }
