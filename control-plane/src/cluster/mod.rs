@@ -155,6 +155,8 @@ pub enum Read<T> {
     Malformed {
         /// Whom it concerns, if not all of its namespace.
         selector: Option<Selector>,
+        /// Whether it is understood to be only rehearsed.
+        dry_run: bool,
         /// The field, and what is wrong.
         problem: String,
     },

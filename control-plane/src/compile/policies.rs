@@ -19,8 +19,10 @@ use crate::{
 /// What became of a policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Why it is not in force as it stands; what is in force instead denies.
+    /// Why it is not in force as it stands; what is in force instead denies, or says that it would.
     pub problem: Option<String>,
+    /// Whether it is only rehearsed, and so denies nothing.
+    pub dry_run: bool,
     /// What of it may not do what was meant.
     pub warnings: Vec<String>,
 }
@@ -158,14 +160,23 @@ impl PolicySet {
                 api: *api,
                 name: name.clone(),
             };
-            let mut outcome = Outcome::default();
+            let dry_run = match read {
+                Read::Understood(policy) => policy.dry_run,
+                Read::Malformed { dry_run, .. } => *dry_run,
+            };
+            let mut outcome = Outcome {
+                dry_run,
+                ..Outcome::default()
+            };
             let compiled = match read {
                 Read::Understood(policy) => policy.compile(&self.root_namespace).map_err(|error| {
-                    let closed = self.closed(name, policy.selector.clone(), policy.action, policy.dry_run);
+                    let closed = self.closed(name, policy.selector.clone(), policy.action, dry_run);
                     (closed, error.to_string())
                 }),
-                Read::Malformed { selector, problem } => Err((
-                    self.closed(name, selector.clone(), PolicyAction::Deny, false),
+                Read::Malformed {
+                    selector, problem, ..
+                } => Err((
+                    self.closed(name, selector.clone(), PolicyAction::Deny, dry_run),
                     problem.clone(),
                 )),
             };
@@ -190,7 +201,7 @@ impl PolicySet {
         all
     }
 
-    /// What is in force instead of a policy that is not understood: it denies all that it concerns.
+    /// What is in force instead of a policy that is not understood: it denies all that it concerns, or rehearses that.
     fn closed(
         &self,
         name: &ObjectName,
@@ -246,7 +257,9 @@ impl PolicySet {
                         strict(policy.selector.clone())
                     }
                 },
-                Read::Malformed { selector, problem } => {
+                Read::Malformed {
+                    selector, problem, ..
+                } => {
                     outcome.problem = Some(problem.clone());
                     strict(selector.clone())
                 }

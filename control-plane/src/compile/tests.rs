@@ -137,7 +137,11 @@ fn authorization() -> impl Strategy<Value = Read<AuthorizationPolicy>> {
             })
         } else {
             let problem = "it is not understood".to_owned();
-            Read::Malformed { selector, problem }
+            Read::Malformed {
+                selector,
+                dry_run: allow,
+                problem,
+            }
         }
     })
 }
@@ -229,6 +233,36 @@ proptest! {
         let last: Map<String, Event> = events.into_iter().map(|event| (subject(&event), event)).collect();
         whole.take(Compiler::new(Settings::default()).apply(last.into_values().rev()));
         prop_assert_eq!(agent, whole);
+    }
+}
+
+#[test]
+fn what_is_not_understood_denies_unless_it_is_a_dry_run() {
+    let malformed = |dry_run| Read::Malformed {
+        selector: None,
+        dry_run,
+        problem: "it is not understood".to_owned(),
+    };
+    for namespace in ["a", "weir-system"] {
+        for (dry_run, denies) in [(true, false), (false, true)] {
+            let mut compiler = Compiler::new(Settings::default());
+            let name = ObjectName::new(namespace, "w");
+            let policy = Some(Box::new(malformed(dry_run)));
+            compiler.apply([Event::AuthorizationPolicy(PolicyApi::Weir, name, policy)]);
+            let outcome = compiler.policies().values().next().unwrap();
+            assert_eq!((outcome.problem.is_some(), outcome.dry_run), (true, dry_run));
+            let policies = compiler.policies.compiled().for_workload("a", &Map::new());
+            let decision = policies.decide(&weir_policy::Request {
+                source: None,
+                source_ip: "10.1.0.1".parse().unwrap(),
+                destination_ip: "10.1.0.2".parse().unwrap(),
+                destination_port: 80,
+            });
+            let denied = matches!(decision.verdict, weir_policy::Verdict::Denied(_));
+            assert_eq!(denied, denies, "{namespace}: {decision:?}");
+            // It says what it would do.
+            assert_eq!(decision.dry_run.is_some(), dry_run, "{namespace}: {decision:?}");
+        }
     }
 }
 

@@ -157,7 +157,8 @@ pub struct PolicyStatus {
     /// How many enrolled workloads the policy applies to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<i64>,
-    /// `Accepted`: whether the policy is in force as it stands. If it is not, everything that it concerns is denied.
+    /// `Accepted`: whether the policy is in force as it stands. If it is not, everything that it concerns is denied, unless it
+    /// is a dry run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

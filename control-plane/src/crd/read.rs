@@ -37,9 +37,10 @@ pub fn read_authorization(
     object: &DynamicObject,
 ) -> Option<(ObjectName, Reading<AuthorizationPolicy>)> {
     let name = name_of(&object.metadata)?;
+    let annotated = api == PolicyApi::Istio && is_annotated_dry_run(object);
     let mut spec = match spec(object) {
         Ok(spec) => spec,
-        Err(problem) => return Some((name, malformed(None, problem))),
+        Err(problem) => return Some((name, malformed(None, annotated, problem))),
     };
     if api == PolicyApi::Istio {
         if let Some(target) = target(&mut spec) {
@@ -47,20 +48,19 @@ pub fn read_authorization(
         }
         if let Some(action @ ("AUDIT" | "CUSTOM")) = spec.get("action").and_then(Value::as_str) {
             let problem = format!("action: expected ALLOW or DENY; {action} is not supported");
-            return Some((name, malformed(selector(&spec), problem)));
+            return Some((name, malformed(selector(&spec), annotated, problem)));
         }
         // Here it is an annotation, and the field would be none of Istio's.
         if !spec.contains_key("dryRun") {
-            let annotations = object.metadata.annotations.as_ref();
-            let dry_run = annotations.and_then(|annotations| annotations.get(DRY_RUN));
-            let dry_run = dry_run.is_some_and(|text| TRUE.contains(&text.as_str()));
-            spec.insert("dryRun".to_owned(), dry_run.into());
+            spec.insert("dryRun".to_owned(), annotated.into());
         } else {
             let problem = format!("dryRun: unknown field; Istio's is the annotation {DRY_RUN}");
-            return Some((name, malformed(selector(&spec), problem)));
+            return Some((name, malformed(selector(&spec), annotated, problem)));
         }
     }
-    let read = parse(&name, spec);
+    // A mark that is none is an error of its own, and nobody's wish to rehearse.
+    let dry_run = spec.get("dryRun") == Some(&Value::Bool(true));
+    let read = parse(&name, spec, dry_run);
     Some((name, read))
 }
 
@@ -69,8 +69,8 @@ pub fn read_authorization(
 pub fn read_peer_authentication(object: &DynamicObject) -> Option<(ObjectName, Reading<PeerAuthentication>)> {
     let name = name_of(&object.metadata)?;
     let read = match spec(object) {
-        Ok(spec) => parse(&name, spec),
-        Err(problem) => malformed(None, problem),
+        Ok(spec) => parse(&name, spec, false),
+        Err(problem) => malformed(None, false, problem),
     };
     Some((name, read))
 }
@@ -159,16 +159,27 @@ fn selector(spec: &Map<String, Value>) -> Option<Selector> {
     serde_json::from_value(spec.get("selector")?.clone()).ok()
 }
 
-fn malformed<T>(selector: Option<Selector>, problem: String) -> Reading<T> {
-    Reading::Policy(Read::Malformed { selector, problem })
+/// Whether a policy of Istio's is only to be rehearsed.
+fn is_annotated_dry_run(object: &DynamicObject) -> bool {
+    let annotations = object.metadata.annotations.as_ref();
+    let text = annotations.and_then(|annotations| annotations.get(DRY_RUN));
+    text.is_some_and(|text| TRUE.contains(&text.as_str()))
 }
 
-fn parse<T: DeserializeOwned>(name: &ObjectName, mut spec: Map<String, Value>) -> Reading<T> {
+fn malformed<T>(selector: Option<Selector>, dry_run: bool, problem: String) -> Reading<T> {
+    Reading::Policy(Read::Malformed {
+        selector,
+        dry_run,
+        problem,
+    })
+}
+
+fn parse<T: DeserializeOwned>(name: &ObjectName, mut spec: Map<String, Value>, dry_run: bool) -> Reading<T> {
     let selector = selector(&spec);
     for (field, value) in [("name", &name.name), ("namespace", &name.namespace)] {
         // The policy's types have the spec's fields beside the name: what would be overwritten is no field of the spec.
         if spec.insert(field.to_owned(), json!(&**value)).is_some() {
-            return malformed(selector, format!("{field}: unknown field"));
+            return malformed(selector, dry_run, format!("{field}: unknown field"));
         }
     }
     match serde_path_to_error::deserialize(Value::Object(spec)) {
@@ -179,7 +190,7 @@ fn parse<T: DeserializeOwned>(name: &ObjectName, mut spec: Map<String, Value>) -
                 "." => problem,
                 path => format!("{path}: {problem}"),
             };
-            malformed(selector, problem)
+            malformed(selector, dry_run, problem)
         }
     }
 }

@@ -121,12 +121,13 @@ impl Wanted {
             if let Some(problem) = &outcome.problem {
                 desired
                     .notices
-                    .push(Notice::policy(regarding(key, there), problem));
+                    .push(Notice::policy(regarding(key, there), problem, outcome.dry_run));
             }
             // What others' policies say of themselves is their controllers' to write.
             if key.api == PolicyApi::Weir {
                 let state = PolicyState {
                     problem: outcome.problem.clone(),
+                    dry_run: outcome.dry_run,
                     warnings: outcome.warnings.clone(),
                     bound: bound(key, there, &self.enrolled, root_namespace),
                 };

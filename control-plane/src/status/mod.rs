@@ -56,6 +56,8 @@ pub struct Desired {
 pub struct PolicyState {
     /// Why it is not in force as it stands.
     pub problem: Option<String>,
+    /// Whether it is only rehearsed, and so denies nothing.
+    pub dry_run: bool,
     /// What of it may not do what was meant.
     pub warnings: Vec<String>,
     /// How many enrolled pods it applies to.

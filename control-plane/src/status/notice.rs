@@ -19,6 +19,8 @@ use crate::{
 const CONTROLLER: &str = "weir.dev/control-plane";
 /// Longest note that the API server takes, in bytes.
 pub(super) const MAX_NOTE: usize = 1024;
+/// What becomes of a policy that is refused, and was to be rehearsed.
+pub(super) const REHEARSED: &str = "as it is a dry run, nothing is denied";
 /// Why a pod does not have an address that it claims, in one word.
 pub(super) const REFUSED: &str = "AddressRefused";
 /// So much of the object's name stands in the event's, which may have 253 characters.
@@ -86,12 +88,17 @@ impl Notice {
         })
     }
 
-    pub(super) fn policy(about: Regarding, problem: &str) -> Self {
+    pub(super) fn policy(about: Regarding, problem: &str, dry_run: bool) -> Self {
+        let denied = if dry_run {
+            REHEARSED
+        } else {
+            "all that it concerns is denied"
+        };
         Self {
             about,
             reason: "PolicyRefused",
             action: "Compile",
-            note: format!("The policy is refused, and all that it concerns denied: {problem}"),
+            note: format!("The policy is refused, and {denied}: {problem}"),
             node: None,
         }
     }

@@ -10,7 +10,7 @@ use k8s_openapi::{
 
 use super::{
     ADDRESS, Desired, ENROLLED, NOT_ENROLLED, Notice, PodState, PolicyState, Present, Wish,
-    notice::{MAX_NOTE, REFUSED, cut},
+    notice::{MAX_NOTE, REFUSED, REHEARSED, cut},
     present::{PresentPod, PresentPolicy},
 };
 use crate::{
@@ -133,6 +133,7 @@ fn status(state: &PolicyState, there: &PresentPolicy, now: Timestamp) -> Option<
         return None;
     }
     let (holds, reason, message) = match &state.problem {
+        Some(problem) if state.dry_run => ("False", "Invalid", format!("{problem} ({REHEARSED})")),
         Some(problem) => ("False", "Invalid", problem.clone()),
         None if state.warnings.is_empty() => ("True", "Accepted", String::new()),
         None => ("True", "AcceptedWithWarnings", state.warnings.join("; ")),

@@ -306,6 +306,7 @@ fn a_pod_that_is_refused_an_address_says_so_until_that_is_settled() {
 fn a_policy_says_whether_it_is_accepted_and_to_how_many_pods_it_applies() {
     let marked = json!({"annotations": {"weir.dev/mesh": "enabled", "weir.dev/enrolled": "true"}});
     let app = |app: &str| json!({"selector": {"matchLabels": {"app": app}}});
+    let rehearsed = json!({"action": "AUDIT", "dryRun": true});
     let bad = json!({"rules": [{"when": [{"key": "source.ip"}]}]});
     let l7 = json!({"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]});
     for (namespace, spec, holds, said, bound) in [
@@ -318,6 +319,7 @@ fn a_policy_says_whether_it_is_accepted_and_to_how_many_pods_it_applies() {
         ("shop", bad, "False", "rules[0].when[0]: expected", 2),
         ("shop", l7, "True", "shop/p: rules[0].to[0].operation.methods", 2),
         ("shop", json!({"action": "AUDIT"}), "False", "action: expected", 2),
+        ("shop", rehearsed, "False", "action: expected", 2),
     ] {
         let mut world = World::new();
         for (name, meta) in [("web", &marked), ("db", &marked), ("off", &NOTHING())] {
@@ -342,6 +344,10 @@ fn a_policy_says_whether_it_is_accepted_and_to_how_many_pods_it_applies() {
             condition.message
         );
         assert_eq!(condition.message.is_empty(), said.is_empty(), "{spec}");
+        let rehearsed = condition
+            .message
+            .ends_with("(as it is a dry run, nothing is denied)");
+        assert_eq!(rehearsed, spec["dryRun"] == true, "{}", condition.message);
         // Once it stands there, nothing is written.
         let mut standing = json!(status);
         let others = json!({"type": "Other", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});

@@ -114,13 +114,58 @@ fn what_cannot_be_understood_is_said_with_its_field_and_keeps_its_selector() {
         (json!("text"), false, "spec: expected an object"),
     ] {
         match istio(&spec, &json!({})) {
-            Reading::Policy(Read::Malformed { selector, problem }) => {
+            Reading::Policy(Read::Malformed {
+                selector,
+                dry_run,
+                problem,
+            }) => {
+                assert!(!dry_run, "{spec}");
                 assert!(problem.starts_with(said), "{spec}: {problem}");
                 assert_eq!(selector.is_some(), selects, "{spec}");
             }
             other => panic!("{spec}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn what_cannot_be_understood_is_rehearsed_where_the_mark_can_be() {
+    let wrong = json!({"rules": [null]});
+    let with = |dry_run: &Value| json!({"rules": [null], "dryRun": dry_run});
+    let annotated_as = |text: &str| json!({"istio.io/dry-run": text});
+    let (weir, istio) = (PolicyApi::Weir, PolicyApi::Istio);
+    for (api, spec, annotations, expected) in [
+        (weir, wrong.clone(), json!({}), false),
+        (weir, with(&json!(true)), json!({}), true),
+        (weir, with(&json!(false)), json!({}), false),
+        (weir, json!({"dryRun": true, "name": "q"}), json!({}), true),
+        (weir, json!({"dryRun": true, "selector": 1}), json!({}), true),
+        // Not a mark.
+        (weir, with(&json!("true")), json!({}), false),
+        (weir, json!({"dryRun": [true]}), json!({}), false),
+        (weir, json!("dryRun: true"), json!({}), false),
+        // The other's mark.
+        (weir, wrong.clone(), annotated_as("true"), false),
+        (istio, with(&json!(true)), json!({}), false),
+        (istio, wrong.clone(), annotated_as("true"), true),
+        (istio, json!({"action": "AUDIT"}), annotated_as("1"), true),
+        (istio, json!("text"), annotated_as("true"), true),
+        (istio, wrong, annotated_as("yes"), false),
+    ] {
+        let (_, reading) = read_authorization(api, &annotated(&spec, &annotations)).unwrap();
+        match reading {
+            Reading::Policy(Read::Malformed { dry_run, .. }) => {
+                assert_eq!(dry_run, expected, "{api:?} {spec} {annotations}");
+            }
+            other => panic!("{spec}: {other:?}"),
+        }
+    }
+    // A PeerAuthentication cannot be rehearsed.
+    let (_, peer) = read_peer_authentication(&document(&json!({"dryRun": true}))).unwrap();
+    assert!(matches!(
+        peer,
+        Reading::Policy(Read::Malformed { dry_run: false, .. })
+    ));
 }
 
 #[test]
