@@ -149,6 +149,20 @@ fn ztunnel_knows_what_is_in_the_mesh_what_changes_and_what_goes_also_after_a_res
     ztunnel.wait(&cluster, "the policy to go", |dump| {
         (dump["policies"] == json!([])).then_some(())
     });
+    // What ztunnel knows of a PeerAuthentication is a policy too.
+    let strict = json!({ "mtls": { "mode": "STRICT" } });
+    cluster.policy("PeerAuthentication", "shop", "default", &strict);
+    let name = "converted_peer_authentication_default";
+    let policy = ztunnel.wait(&cluster, "its pod to be strict", |dump| {
+        let named = workload(dump, "c")?["authorizationPolicies"] == json!([format!("shop/{name}")]);
+        entry(dump, "policies", "name", name).filter(|_| named).cloned()
+    });
+    let plaintext = json!([[[{ "notPrincipals": [{ "Presence": [] }] }]]]);
+    assert_eq!(
+        (&policy["action"], &policy["rules"]),
+        (&json!("Deny"), &plaintext),
+        "{policy}"
+    );
 
     let d = enrolled(&mut cluster, "d");
     ztunnel.wait(&cluster, "a new pod", |dump| workload(dump, "d").map(drop));
