@@ -410,6 +410,23 @@ mod tests {
     }
 
     #[test]
+    fn a_nodes_ranges_are_those_of_both_families() {
+        for (spec, expected) in [
+            (
+                json!({ "podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"] }),
+                &["10.1.0.0/24", "fd00:1::/64"][..],
+            ),
+            (json!({ "podCIDR": "10.1.0.0/24" }), &["10.1.0.0/24"]),
+            (json!({}), &[]),
+        ] {
+            let node = json!({ "metadata": { "name": "n1" }, "spec": spec });
+            let node = Node::parse(&serde_json::from_value(node).unwrap());
+            let ranges: Vec<_> = node.ranges.iter().map(ToString::to_string).collect();
+            assert_eq!(ranges, expected);
+        }
+    }
+
+    #[test]
     fn a_slice_offers_pods_of_its_own_namespace_only() {
         let slice = json!({
             "metadata": {

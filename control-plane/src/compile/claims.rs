@@ -37,15 +37,13 @@ pub enum Refused {
 }
 
 /// Whether a pod on this node can have an address: one of its node's ranges. Where the cluster's network does not tell the
-/// ranges, any.
+/// ranges, any; where it tells them, it tells those of each family that it has.
 pub(super) fn in_range(node: Option<&Node>, address: IpAddr) -> Result<(), Refused> {
     let node = node.ok_or(Refused::UnknownNode)?;
-    let same_family = |range: &&ipnet::IpNet| range.addr().is_ipv4() == address.is_ipv4();
-    let mut ranges = node.ranges.iter().filter(same_family).peekable();
-    if ranges.peek().is_some() && !ranges.any(|range| range.contains(&address)) {
-        return Err(Refused::OutOfRange);
+    if node.ranges.is_empty() || node.ranges.iter().any(|range| range.contains(&address)) {
+        return Ok(());
     }
-    Ok(())
+    Err(Refused::OutOfRange)
 }
 
 // === impl Claims ===

@@ -237,6 +237,60 @@ proptest! {
 }
 
 #[test]
+fn where_a_node_has_ranges_an_address_of_none_is_no_pods_whatever_its_family() {
+    let (four, six) = (&["10.1.0.0/16"][..], &["fd00:1::/64"][..]);
+    let both = [four, six].concat();
+    for (ranges, refused) in [
+        (&[][..], &[][..]),
+        (four, &["10.2.0.1", "fd00:1::1", "fd00:2::1"]),
+        (six, &["10.1.0.1", "10.2.0.1", "fd00:2::1"]),
+        (&both, &["10.2.0.1", "fd00:2::1"]),
+    ] {
+        let mut compiler = Compiler::new(Settings::default());
+        let ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        let node = Node {
+            ranges,
+            ..Node::default()
+        };
+        let claimed = ["10.1.0.1", "10.2.0.1", "fd00:1::1", "fd00:2::1"];
+        let pod = Pod {
+            addresses: claimed.map(|address| address.parse().unwrap()).into(),
+            ..plain_pod()
+        };
+        let name = ObjectName::new("a", "p");
+        compiler.apply([
+            Event::Node("n1".into(), Some(node)),
+            Event::Pod(name.clone(), Some(Box::new(pod))),
+        ]);
+        let view = compiler.pod_view(&name).unwrap();
+        let found: Vec<String> = view
+            .refused
+            .iter()
+            .map(|(address, _)| address.to_string())
+            .collect();
+        assert_eq!(found, refused, "{:?}", compiler.nodes);
+        assert!(view.refused.iter().all(|(_, why)| *why == Refused::OutOfRange));
+    }
+}
+
+fn plain_pod() -> Pod {
+    Pod {
+        uid: "u".into(),
+        created: 0,
+        node: "n1".into(),
+        service_account: "x".into(),
+        addresses: Vec::new(),
+        labels: Map::new(),
+        switch: None,
+        host_network: false,
+        unfit: None,
+        enrolled: false,
+        probe_ports: Vec::new(),
+        owner: None,
+    }
+}
+
+#[test]
 fn what_is_not_understood_denies_unless_it_is_a_dry_run() {
     let malformed = |dry_run| Read::Malformed {
         selector: None,

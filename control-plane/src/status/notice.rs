@@ -75,7 +75,7 @@ impl Notice {
     pub(super) fn claim(name: &ObjectName, pod: &Pod, address: IpAddr, why: &Refused) -> Option<Self> {
         let why = match why {
             Refused::UnknownNode => return None,
-            Refused::OutOfRange => "it is not of the range of the pod's node".to_owned(),
+            Refused::OutOfRange => "it is not in a range of the pod's node (spec.podCIDRs)".to_owned(),
             Refused::Taken(other) => format!("the older pod {other} has it"),
             Refused::Service(service) => format!("the service {service} has it"),
         };
