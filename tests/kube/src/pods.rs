@@ -196,6 +196,15 @@ impl Cluster {
         serde_json::from_str(line).with_context(|| format!("connect {to} in pod {}: {output}", pod.name))
     }
 
+    /// What a server said of itself, in so many bytes, to one connection of a pod.
+    pub(crate) async fn read(&self, pod: &TestPod, to: &str, bytes: usize) -> anyhow::Result<Value> {
+        let bytes = bytes.to_string();
+        let command = ["connect", to, "--read", &bytes, "--timeout-ms", "4000"];
+        let (_, output) = self.try_exec(pod, &command).await?;
+        let line = output.lines().next().unwrap_or_default();
+        serde_json::from_str(line).with_context(|| format!("connect {to} in pod {}: {output}", pod.name))
+    }
+
     /// A pod's output so far.
     pub(crate) async fn logs(&self, pod: &TestPod) -> anyhow::Result<String> {
         let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);

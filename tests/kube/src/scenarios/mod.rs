@@ -36,7 +36,7 @@ scenarios! {
     "enrol": "pods that run are enrolled without a restart, those that start before their first packet" => mesh::enrol,
     "wire": "between nodes a canary is on the link without the mesh, and not with it" => mesh::wire,
     "switch": "a pod that opts out, one that comes back under its name, one that is only observed" => mesh::switch,
-    "services": "ClusterIP, headless, NodePort, session affinity and internalTrafficPolicy" => workloads::services,
+    "services": "ClusterIP, headless, NodePort, session affinity, internalTrafficPolicy and trafficDistribution" => workloads::services,
     "probes": "probes of STRICT pods pass, plaintext from outside of the mesh does not" => workloads::probes,
     "kubectl": "exec, logs and port-forward of STRICT pods" => workloads::kubectl,
     "policy": "a policy's denial is seen by the client, in flows and in its status; nonsense is refused" => policy::policy_,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{PORT, at, pair};
 use crate::{
     cluster::Cluster,
-    pods::{self, Spec},
+    pods::{self, Spec, TestPod},
 };
 
 fn service(namespace: &str, name: &str, more: &Value) -> Value {
@@ -105,7 +105,50 @@ pub(super) async fn services(cluster: &mut Cluster) -> anyhow::Result<Vec<String
         cluster.reaches(&client, &to).await?,
         "NodePort {to} from a pod of the mesh"
     );
+    own_node_first(cluster, &namespace, &client).await?;
     Ok(Vec::new())
+}
+
+/// A service that prefers the client's node leads there as long as there is an endpoint, and then to another.
+async fn own_node_first(cluster: &Cluster, namespace: &str, client: &TestPod) -> anyhow::Result<()> {
+    let mut servers = Vec::new();
+    for (name, node) in ["near", "far"].into_iter().zip(&cluster.nodes) {
+        let spec = Spec {
+            namespace,
+            name,
+            node,
+            command: &["name-server", "--name", name, "--port", "7000"],
+            more: json!({"metadata": {"labels": {"tier": "spread"}}}),
+        };
+        servers.push(cluster.pod(&spec).await?);
+    }
+    cluster.enrolled(&[&servers[0], &servers[1]], true).await?;
+    let preference = json!({"trafficDistribution": "PreferSameNode", "selector": {"tier": "spread"}});
+    let object = service(namespace, "near-first", &preference);
+    cluster.apply(object.clone()).await?;
+    let object = cluster.get(&object).await?.context("no service near-first")?;
+    let to = pods::at(object["spec"]["clusterIP"].as_str().unwrap_or_default(), 80);
+    let answered = async |name: &str| {
+        cluster
+            .until(&format!("the service leads to {name}"), async || {
+                let line = cluster.read(client, &to, 1 + name.len()).await?;
+                Ok((line["text"] == format!("{name}\n"))
+                    .then_some(())
+                    .ok_or_else(|| line.to_string()))
+            })
+            .await
+    };
+    answered("near").await?;
+    for _ in 0..20 {
+        let line = cluster.read(client, &to, 5).await?;
+        ensure!(line["text"] == "near\n", "PreferSameNode led elsewhere: {line}");
+    }
+    cluster.delete(&object_of(&servers[0])).await?;
+    answered("far").await.map(drop)
+}
+
+fn object_of(pod: &TestPod) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": pod.namespace, "name": pod.name}})
 }
 
 fn strict(namespace: &str) -> Value {
@@ -149,8 +192,7 @@ pub(super) async fn probes(cluster: &mut Cluster) -> anyhow::Result<Vec<String>>
     // Long enough for the liveness probes to fail, if they did.
     tokio::time::sleep(std::time::Duration::from_secs(6)).await;
     for pod in [&http, &tcp] {
-        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": namespace, "name": pod.name}});
-        let found = cluster.get(&object).await?.unwrap_or_default();
+        let found = cluster.get(&object_of(pod)).await?.unwrap_or_default();
         let status = &found["status"]["containerStatuses"][0];
         ensure!(
             status["restartCount"] == 0 && status["ready"] == true,
