@@ -12,6 +12,10 @@ use weir_e2e::{
 use weir_lab::{PATIENCE, Pod, Process, poll};
 use weir_types::{FlowEvent, FlowPath, TrafficDirection};
 
+/// It renews certificates at half of the time between their two dates, of which the first lies two minutes back for the sake of
+/// clocks: five seconds from now.
+const RENEWS_AT_ONCE: (&str, &str) = ("SECRET_TTL", "130s");
+
 /// A cluster with an agent on the first node, which lets ztunnel in on the second.
 fn cluster(name: &str) -> Cluster {
     let trusted = format!("{}/{}", ACCOUNT.0, ACCOUNT.1);
@@ -226,13 +230,19 @@ fn a_pod_of_ztunnel_and_one_of_an_agent_talk_over_mutual_tls_and_ztunnel_enforce
     let [a, b] = ["a", "b"].map(|name| cluster.pod("node1", "shop", name));
     let c = enrolled(&mut cluster, "c");
     cluster.wait_enrolled(&[&a, &b]);
-    let ztunnel = Ztunnel::start(&cluster, &program, "node2", &[]);
+    let ztunnel = Ztunnel::start(&cluster, &program, "node2", &[RENEWS_AT_ONCE]);
     ztunnel.add(&c, "c");
     let _servers = [echo(&a), echo(&c)];
     assert_eq!(asks(&a, &c), "x", "{}", ztunnel.log());
     wait_tunnel(&cluster, &a, TrafficDirection::Egress, "c");
     assert_eq!(asks_by_ztunnel(&c, &a), b"x", "{}", ztunnel.log());
     wait_tunnel(&cluster, &a, TrafficDirection::Ingress, "c");
+    let serial = |dump: &Value| Some(certificate(dump, "c")?["certChain"][0]["serialNumber"].clone());
+    let before = serial(&ztunnel.dump(&cluster)).unwrap();
+    ztunnel.wait(&cluster, "another certificate", |dump| {
+        (serial(dump)? != before).then_some(())
+    });
+    assert_eq!(asks(&a, &c), "x", "{}", ztunnel.log());
 
     let spec = json!({
         "selector": { "matchLabels": { "app": "c" } },
