@@ -58,6 +58,8 @@ pub(super) struct PolicySet {
     outcomes: HashMap<PolicyKey, Outcome>,
     /// Namespaces whose policies changed since the last [`PolicySet::compile`].
     changed: BTreeSet<Arc<str>>,
+    /// Those of before whose changes are not in force, since they could not be compiled.
+    failed: BTreeSet<Arc<str>>,
 }
 
 /// Whose workloads may have other policies now.
@@ -81,6 +83,7 @@ impl PolicySet {
             wire: BTreeMap::new(),
             outcomes: HashMap::new(),
             changed: BTreeSet::new(),
+            failed: BTreeSet::new(),
         }
     }
 
@@ -117,15 +120,18 @@ impl PolicySet {
         if self.changed.is_empty() {
             return None;
         }
-        let namespaces = std::mem::take(&mut self.changed);
+        let mut namespaces = std::mem::take(&mut self.changed);
+        namespaces.append(&mut self.failed);
         self.outcomes.clear();
         let peer = self.peer_authentications();
         let authorization = self.authorizations();
         let compiled = match Policies::new(&self.root_namespace, authorization, &peer) {
             Ok(compiled) => compiled,
             Err(error) => {
-                // Each was checked by itself, and none has another's name.
+                // Each was checked by itself, and none has another's name. As long as none changes this comes out the same, so
+                // it is tried again when one does, and for these namespaces too.
                 tracing::error!(%error, "policies cannot be compiled together: those of before stay in force");
+                self.failed = namespaces;
                 return None;
             }
         };

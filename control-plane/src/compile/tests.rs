@@ -291,6 +291,45 @@ fn plain_pod() -> Pod {
 }
 
 #[test]
+fn what_could_not_be_compiled_is_in_force_once_it_can_be() {
+    let there = [
+        Event::Node("n1".into(), Some(Node::default())),
+        Event::Pod(ObjectName::new("b", "p"), Some(Box::new(plain_pod()))),
+    ];
+    let nameless = |there: bool| {
+        let malformed = Read::Malformed {
+            selector: None,
+            dry_run: false,
+            problem: "it has no name".to_owned(),
+        };
+        let name = ObjectName::new("a", "");
+        Event::PeerAuthentication(PolicyApi::Weir, name, there.then_some((0, malformed)))
+    };
+    let name = ObjectName::new("b", "w");
+    let policy = AuthorizationPolicy {
+        name: "w".to_owned(),
+        namespace: "b".to_owned(),
+        dry_run: false,
+        selector: Some(weir_policy::Selector::default()),
+        action: PolicyAction::Allow,
+        rules: Vec::new(),
+    };
+    let policy = Event::AuthorizationPolicy(PolicyApi::Weir, name, Some(Box::new(Read::Understood(policy))));
+    let (mut agent, mut whole) = (Agent::default(), Agent::default());
+    let mut compiler = Compiler::new(Settings::default());
+    agent.take(compiler.apply(there.clone()));
+    let failed = compiler.apply([nameless(true), policy.clone()]);
+    assert!(
+        failed.is_empty(),
+        "a policy without a name cannot be compiled: {failed:?}"
+    );
+    agent.take(compiler.apply([nameless(false)]));
+    let events = there.into_iter().chain([policy]);
+    whole.take(Compiler::new(Settings::default()).apply(events));
+    assert_eq!(agent, whole, "the pod lists the policy");
+}
+
+#[test]
 fn what_is_not_understood_denies_unless_it_is_a_dry_run() {
     let malformed = |dry_run| Read::Malformed {
         selector: None,

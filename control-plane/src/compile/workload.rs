@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use prost::Message as _;
 use weir_proto::{
-    address_bytes,
+    Any, address_bytes,
     istio::workload::{
-        Address, Locality, NetworkMode, PortList, TunnelProtocol, Workload, WorkloadType, address::Type,
+        Address, Extension, Locality, NetworkMode, PortList, TunnelProtocol, Workload, WorkloadType,
+        address::Type,
     },
     weir::node::v1 as node,
 };
@@ -25,6 +27,9 @@ const REVISION: [&str; 3] = [
     "app.kubernetes.io/version",
     "version",
 ];
+
+/// The extension by which agents know labels and kind.
+const ABOUT: &str = "about";
 
 /// What a workload's message is made of besides the pod.
 pub(super) struct Surroundings<'a> {
@@ -89,10 +94,31 @@ impl Surroundings<'_> {
                 NetworkMode::Standard
             }
             .into(),
+            extensions: vec![Extension {
+                name: ABOUT.to_owned(),
+                config: Some(self.about()),
+            }],
             ..Workload::default()
         };
         Address {
             r#type: Some(Type::Workload(workload)),
+        }
+    }
+
+    /// What people know it by, and Istio's message has no field for.
+    fn about(&self) -> Any {
+        let about = node::About {
+            labels: self.pod.labels.clone(),
+            workload_kind: self
+                .pod
+                .owner
+                .as_ref()
+                .map_or("Pod", |owner| &*owner.kind)
+                .to_owned(),
+        };
+        Any {
+            type_url: "type.googleapis.com/weir.node.v1.About".to_owned(),
+            value: about.encode_to_vec().into(),
         }
     }
 
