@@ -12,7 +12,7 @@ use weir_e2e::{
     identity, run, serve,
 };
 use weir_lab::{PATIENCE, Pod, Process, Spawn as _, poll};
-use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection};
+use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection, api::FlowsRequest};
 
 /// Pods that nobody talks to.
 const MANY: usize = 150;
@@ -395,6 +395,30 @@ fn a_policy_says_what_became_of_it_and_one_that_is_not_understood_denies() {
     assert_eq!(flow.policy.unwrap().policy.as_ref(), "shop/wrong");
     cluster.remove_policy("AuthorizationPolicy", "shop", "wrong");
     wait_answer(&client, &to, "x");
+    // As a dry run it denies nothing, and says so.
+    cluster.policy(
+        "AuthorizationPolicy",
+        "shop",
+        "rehearsed",
+        &json!({ "action": "DENY", "dryRun": true, "rules": wrong }),
+    );
+    let rehearsed = status("rehearsed", &|status| {
+        status["conditions"][0]["status"] == "False"
+    });
+    let message = rehearsed["conditions"][0]["message"].as_str().unwrap();
+    assert!(
+        message.contains("as it is a dry run, nothing is denied"),
+        "{message}"
+    );
+    poll("the record of what it would refuse", PATIENCE, || {
+        assert_eq!(asks(&client, &to), "x");
+        let flows = cluster.agent(&server).flows(FlowsRequest::default())?;
+        let mut would = flows.iter().filter_map(|flow| flow.dry_run.as_ref());
+        Ok(would
+            .any(|would| would.policy.as_ref() == "shop/rehearsed")
+            .then_some(()))
+    })
+    .unwrap();
 }
 
 #[test]

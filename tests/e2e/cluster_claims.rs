@@ -169,7 +169,7 @@ fn an_endpoint_slice_of_another_namespace_leads_nobody_to_or_from_the_victim() {
 }
 
 #[test]
-fn a_pod_that_claims_anothers_address_gets_an_event_and_nothing_else() {
+fn a_pod_that_claims_anothers_address_is_told_so_and_gets_nothing_else() {
     let stage = Stage::new("double");
     let (cluster, server) = (&stage.cluster, &stage.server);
     // Pods are older by whole seconds: that is how finely Kubernetes tells when they were made.
@@ -202,6 +202,15 @@ fn a_pod_that_claims_anothers_address_gets_an_event_and_nothing_else() {
                     && event.regarding.as_ref().and_then(|it| it.name.as_deref()) == Some(name)
             });
             about.find(|event| event.note.as_deref().unwrap_or_default().contains(note))
+        });
+        // And says so itself, beside what the kubelet says.
+        cluster.wait(async |client| {
+            let pods: Api<KubePod> = Api::namespaced(client, "evil");
+            let conditions = pods.get(name).await.unwrap().status?.conditions?;
+            let condition = |kind: &str| conditions.iter().find(|one| one.type_ == kind);
+            let refused = condition("weir.dev/Address").filter(|one| one.status == "False")?;
+            assert!(refused.message.as_deref().unwrap_or_default().contains(note));
+            condition("Ready").filter(|one| one.status == "True").cloned()
         });
     }
     stage.unchanged();
