@@ -1,10 +1,11 @@
 //! The messages and services that Weir speaks, generated from `proto/protos`.
 //!
 //! Field names and numbers are those of the public interfaces: delta ADS, Istio's workloads, policies and
-//! certificates. [`weir::node`] is Weir's own.
+//! certificates, and Hubble's flows. [`weir`] is Weir's own.
 
 #![forbid(unsafe_code)]
 
+mod filter;
 mod policy;
 mod resource;
 mod shared;
@@ -13,7 +14,8 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 
-pub use generated::{envoy, google, istio, weir};
+pub use filter::FlowFilter;
+pub use generated::{envoy, flow, google, istio, observer, peer, relay, weir};
 pub use policy::{AuthorizationError, scope_of};
 pub use resource::{Any, REVOCATIONS, ResourceMessage, ResourceType, UnpackError, WILDCARD};
 pub use shared::{SharedResource, SharedResponse};
@@ -30,6 +32,9 @@ pub use shared::{SharedResource, SharedResponse};
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));
 }
+
+/// All definitions, as an encoded `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// An address as the wire has it: 4 or 16 bytes in network order, IPv4 never as v4-mapped.
 #[must_use]

@@ -1,6 +1,6 @@
 //! Flow records: what happened to one connection, as one node saw it.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -135,6 +135,29 @@ pub struct FlowPeer {
     /// Name of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// What else people know it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<Arc<About>>,
+}
+
+/// What people know a pod by, besides its name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct About {
+    /// Its labels, as it bears them.
+    pub labels: BTreeMap<String, String>,
+    /// What runs it: name, and kind as Kubernetes has it.
+    pub workload: Option<WorkloadName>,
+}
+
+/// What runs a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadName {
+    /// Its name.
+    pub name: String,
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job`, `CronJob`, `Pod`; empty if nobody says.
+    pub kind: String,
 }
 
 /// A client's process.
@@ -178,6 +201,7 @@ impl FlowPeer {
             identity: None,
             namespace: None,
             pod: None,
+            about: None,
         }
     }
 }

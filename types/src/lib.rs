@@ -8,6 +8,9 @@ pub mod explain;
 pub mod flow;
 pub mod identity;
 
-pub use flow::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, PolicyMatch, Process, TrafficDirection};
+pub use flow::{
+    About, Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, PolicyMatch, Process, TrafficDirection,
+    WorkloadName,
+};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use weir_abi::Reason;

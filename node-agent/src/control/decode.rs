@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16, sync::Arc};
 
+use prost::Message as _;
 use weir_policy::{Action, Authorization, Rule, Scope};
 use weir_proto::{
     AuthorizationError, UnpackError, address,
@@ -10,14 +11,14 @@ use weir_proto::{
         security,
         workload::{
             Address, NetworkMode, PortList, Service, TunnelProtocol as WireTunnel, Workload, WorkloadStatus,
-            address::Type, load_balancing,
+            WorkloadType, address::Type, load_balancing,
         },
     },
     scope_of,
     weir::node::v1 as node,
 };
 use weir_tunnel::certs::{Revoked, RevokedError};
-use weir_types::{Identity, IdentityError, TrustDomain};
+use weir_types::{About, Identity, IdentityError, TrustDomain, WorkloadName};
 
 use crate::{
     config::{InternalTrafficPolicy, ServicePort, TrafficDistribution, TunnelProtocol},
@@ -27,6 +28,10 @@ use crate::{
 
 /// Most addresses of a workload or service: one a family is usual.
 const MAX_ADDRESSES: usize = 16;
+/// The extension of a workload that says what people know it by.
+const ABOUT: &str = "about";
+/// Most labels of a workload. Kubernetes has no bound but that of annotations and labels together; nobody has more.
+const MAX_LABELS: usize = 256;
 /// Most ports of a service, services of a workload, policies that one names.
 const MAX_PARTS: usize = 10_000;
 
@@ -169,6 +174,7 @@ fn workload_source(workload: Workload, trust_domain: &TrustDomain) -> Result<Wor
         account => account,
     };
     let identity = Identity::new(&domain, &workload.namespace, account)?;
+    let about = about(&workload)?;
     let mut services = BTreeMap::new();
     for (name, list) in workload.services {
         services.insert(name, ports(&list)?);
@@ -176,6 +182,7 @@ fn workload_source(workload: Workload, trust_domain: &TrustDomain) -> Result<Wor
     let policies = workload.authorization_policies.iter();
     Ok(WorkloadSource {
         identity,
+        about: Arc::new(about),
         addresses: addresses(&workload.addresses)?,
         host_network: workload.network_mode == i32::from(NetworkMode::HostNetwork),
         zone: workload
@@ -195,6 +202,36 @@ fn workload_source(workload: Workload, trust_domain: &TrustDomain) -> Result<Wor
         node: workload.node,
         name: workload.name,
         uid: workload.uid,
+    })
+}
+
+/// What people know a workload by: what runs it, and of `weir-control`'s its labels.
+fn about(workload: &Workload) -> Result<About, DecodeError> {
+    let own = workload.extensions.iter().find(|one| one.name == ABOUT);
+    let own = match own.and_then(|own| own.config.as_ref()) {
+        Some(any) => node::About::decode(any.value.clone()).map_err(UnpackError::Decode)?,
+        None => node::About::default(),
+    };
+    if own.labels.len() > MAX_LABELS {
+        return Err(DecodeError::TooMany {
+            most: MAX_LABELS,
+            what: "labels",
+        });
+    }
+    let kind = match WorkloadType::try_from(workload.workload_type) {
+        _ if !own.workload_kind.is_empty() => &own.workload_kind,
+        Ok(WorkloadType::Job) => "Job",
+        Ok(WorkloadType::Cronjob) => "CronJob",
+        Ok(WorkloadType::Pod) => "Pod",
+        Ok(WorkloadType::Deployment) => "Deployment",
+        Err(_) => "",
+    };
+    Ok(About {
+        labels: own.labels,
+        workload: (!workload.workload_name.is_empty()).then(|| WorkloadName {
+            name: workload.workload_name.clone(),
+            kind: kind.to_owned(),
+        }),
     })
 }
 

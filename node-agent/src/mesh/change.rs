@@ -69,7 +69,7 @@ impl Workload {
             && self.addresses == other.addresses
             && self.node == other.node
             && self.zone == other.zone
-            && self.labels == other.labels
+            && self.about == other.about
             && self.tunnel == other.tunnel
             && self.listed == other.listed
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use weir_policy::{Policies, PolicyError, Warning, WorkloadPolicies};
-use weir_types::{FlowPeer, Identity, IdentityError, api::WorkloadStatus};
+use weir_types::{About, FlowPeer, Identity, IdentityError, api::WorkloadStatus};
 
 use crate::{
     config::{ConfigFile, SameNodeMode, TunnelProtocol},
@@ -65,8 +65,8 @@ pub struct Workload {
     pub node: String,
     /// Its node's zone.
     pub zone: Option<String>,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    /// What people know it by. Its labels also select it, where policies do not come over the wire.
+    pub about: Arc<About>,
     /// What it understands.
     pub tunnel: TunnelProtocol,
     /// The policies that it names as its own, where policies have no selectors: they came over the wire.
@@ -123,7 +123,10 @@ impl Mesh {
                 addresses: source.addresses.iter().map(IpAddr::to_canonical).collect(),
                 node: source.node.clone(),
                 zone: source.zone.clone(),
-                labels: source.labels.clone(),
+                about: Arc::new(About {
+                    labels: source.labels.clone(),
+                    workload: None,
+                }),
                 tunnel: source.tunnel,
                 listed: None,
                 policies: OnceLock::new(),
@@ -252,7 +255,7 @@ impl Mesh {
         let namespace = workload.identity.namespace();
         workload.policies.get_or_init(|| match &workload.listed {
             Some(listed) => self.policies().for_listed(namespace, listed.iter()),
-            None => self.policies().for_workload(namespace, &workload.labels),
+            None => self.policies().for_workload(namespace, &workload.about.labels),
         })
     }
 
@@ -343,7 +346,7 @@ impl Mesh {
                 }
                 .to_owned(),
                 services: services.remove(workload.uid.as_str()).unwrap_or_default(),
-                labels: workload.labels.clone(),
+                labels: workload.about.labels.clone(),
                 local: self.local.contains_key(&workload.uid),
             })
             .collect();
@@ -361,6 +364,7 @@ impl Workload {
             identity: None,
             namespace: Some(self.identity.namespace().to_owned()),
             pod: Some(self.name.clone()),
+            about: Some(self.about.clone()),
         }
     }
 

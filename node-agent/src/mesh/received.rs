@@ -9,7 +9,7 @@ use std::{
 };
 
 use weir_policy::{Authorization, Policies};
-use weir_types::Identity;
+use weir_types::{About, Identity};
 
 use super::{Change, LocalPod, Mesh, PolicySource, Service, ServiceSource, Workload, service::Endpoint};
 use crate::{
@@ -26,6 +26,8 @@ pub struct WorkloadSource {
     pub name: String,
     /// Its identity.
     pub identity: Identity,
+    /// What people know it by.
+    pub about: Arc<About>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether its addresses are its node's, and lead nobody to it.
@@ -471,7 +473,7 @@ fn made(source: &WorkloadSource) -> Workload {
         addresses: source.addresses.clone(),
         node: source.node.clone(),
         zone: source.zone.clone(),
-        labels: BTreeMap::new(),
+        about: source.about.clone(),
         tunnel: source.tunnel,
         listed: Some(source.policies.clone()),
         policies: OnceLock::new(),

@@ -48,6 +48,7 @@ fn workload() -> impl Strategy<Value = (String, Option<WorkloadSource>)> {
                 services,
                 healthy,
                 native_tunnel: false,
+                about: Default::default(),
             });
             (uid, source)
         })
@@ -214,6 +215,7 @@ fn a_pod_has_the_addresses_of_its_sandbox_before_and_after_the_control_plane_kno
         services: Map::new(),
         healthy: false,
         native_tunnel: false,
+        about: Default::default(),
     };
     let pod = PodSource {
         workload: "w1".to_owned(),
@@ -286,6 +288,7 @@ fn a_pod_that_is_still_to_be_enrolled_keeps_its_address_when_the_control_plane_t
         services: Map::new(),
         healthy: true,
         native_tunnel: false,
+        about: Default::default(),
     };
     let pod = PodSource {
         workload: "w1".to_owned(),

@@ -1,0 +1,16 @@
+//! Flows as Hubble's tools know them: the record and its fields, filters, the observer that serves them, and a client of it.
+//!
+//! Names and numbers are those of Hubble's public API (`flow`, `observer`, `peer`). What it has no field for stands in a
+//! flow's `extensions` ([`weir_proto::weir::flow::v1::Details`]).
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod filter;
+pub mod json;
+mod mask;
+pub mod observer;
+mod reflect;
+pub mod window;
+
+pub use convert::{Origin, from_hubble, to_hubble};
+pub use filter::{FilterError, Filters};

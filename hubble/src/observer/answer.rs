@@ -1,0 +1,103 @@
+//! The streams that clients read.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::Status;
+use weir_proto::{observer::GetFlowsResponse, peer::ChangeNotification};
+
+/// Responses that wait for a client to read them.
+const WAITING: usize = 128;
+/// A client that reads nothing for this long is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Changes of peers.
+pub(super) type Changes = ReceiverStream<Result<ChangeNotification, Status>>;
+
+/// The flows of one request.
+#[derive(Debug)]
+pub struct Answer {
+    responses: mpsc::Receiver<GetFlowsResponse>,
+    /// Why it ended early.
+    problem: Arc<OnceLock<Status>>,
+    ended: bool,
+}
+
+/// Where they are put.
+#[derive(Debug)]
+pub(super) struct Sink {
+    responses: mpsc::Sender<GetFlowsResponse>,
+    problem: Arc<OnceLock<Status>>,
+}
+
+/// The client is gone, or is given up.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+pub(super) fn changes() -> (mpsc::Sender<Result<ChangeNotification, Status>>, Changes) {
+    let (sink, changes) = mpsc::channel(WAITING);
+    (sink, ReceiverStream::new(changes))
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(super) fn new() -> (Sink, Self) {
+        let (sink, responses) = mpsc::channel(WAITING);
+        let problem = Arc::new(OnceLock::new());
+        let answer = Self {
+            responses,
+            problem: problem.clone(),
+            ended: false,
+        };
+        let sink = Sink {
+            responses: sink,
+            problem,
+        };
+        (sink, answer)
+    }
+}
+
+impl Stream for Answer {
+    type Item = Result<GetFlowsResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if let Some(response) = ready!(self.responses.poll_recv(context)) {
+            return Poll::Ready(Some(Ok(response)));
+        }
+        self.ended = true;
+        Poll::Ready(self.problem.get().cloned().map(Err))
+    }
+}
+
+// === impl Sink ===
+
+impl Sink {
+    /// Waits until the client has room for it, but not for ever.
+    pub(super) async fn send(&self, response: GetFlowsResponse) -> Result<(), Gone> {
+        match self.responses.send_timeout(response, PATIENCE).await {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(Gone),
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+                let seconds = PATIENCE.as_secs();
+                let problem = format!("nothing was read for {seconds} seconds; the stream is given up");
+                let _ = self.problem.set(Status::aborted(problem));
+                Err(Gone)
+            }
+        }
+    }
+
+    /// Waits until the client is gone.
+    pub(super) async fn closed(&self) {
+        self.responses.closed().await;
+    }
+}
