@@ -33,7 +33,7 @@ use crate::{
     flows::FlowLog,
     kubelet,
     mesh::{Change, Mesh},
-    metrics::{Metrics, direction},
+    metrics::Metrics,
     netns::NetNs,
     node::Node,
     observe, reload, revalidate,
@@ -111,9 +111,11 @@ pub async fn run(
         ),
         None => None,
     };
+    let metrics = Metrics::new();
     let settings = Settings {
         trust_domain_aliases: config.trust_domain_aliases.clone(),
         lifetime: config.certificates.lifetime.value.0,
+        observer: Arc::new(metrics.clone()),
         ..Settings::new(config.trust_domain.clone())
     };
     let issuer: Arc<dyn Issuer> = match (ca, &control_plane) {
@@ -134,7 +136,6 @@ pub async fn run(
             "this kernel does not end connections on request: pods of this node use mutual TLS"
         );
     }
-    let metrics = Metrics::new();
     let flows = FlowLog::new(
         &config.node.value,
         config.flows.value.capacity as usize,
@@ -282,6 +283,7 @@ async fn look_after_kernel(agent: Arc<Agent>) {
         let now = agent.node.datapath.lost_events();
         if now > lost {
             agent.node.flows.lose(now - lost);
+            agent.node.metrics.kernel_events_lost.inc_by(now - lost);
             lost = now;
         }
         if last.elapsed() >= SWEEP {
@@ -413,32 +415,6 @@ impl Agent {
             Some("starting")
         } else {
             None
-        }
-    }
-
-    /// Brings up to date what is measured only when somebody looks.
-    pub fn refresh_metrics(&self) {
-        let metrics = &self.node.metrics;
-        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        metrics
-            .kernel_connections
-            .set(count(self.node.datapath.registered()));
-        let certificates = self.node.certificates.status();
-        let first = certificates
-            .iter()
-            .map(|certificate| certificate.not_after.as_second())
-            .min();
-        metrics.certificate_expiry.set(first.unwrap_or(0));
-        metrics
-            .certificate_problems
-            .set(count(self.node.certificates.problems().len() as u64));
-        let tunnels = self.node.tunnels.open();
-        for side in [TrafficDirection::Egress, TrafficDirection::Ingress] {
-            let open = tunnels.iter().filter(|tunnel| tunnel.direction == side).count();
-            metrics
-                .tunnels
-                .with_label_values(&[direction(side)])
-                .set(count(open as u64));
         }
     }
 

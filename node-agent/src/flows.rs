@@ -331,7 +331,10 @@ impl Connection {
     /// Records that it was let through; gives the counters of its bytes.
     pub fn open(&mut self) -> Arc<Counters> {
         self.open = true;
-        self.log.shared.metrics.opened(&self.flow);
+        self.log
+            .shared
+            .metrics
+            .opened(&self.flow, &self.counters, self.reversed);
         self.emit(FlowEvent::Open, Reason::None, None, Outcome::default());
         self.counters()
     }
@@ -401,6 +404,8 @@ impl Drop for Connection {
         }
     }
 }
+
+mod fill;
 
 #[cfg(test)]
 mod tests;

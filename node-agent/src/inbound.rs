@@ -1,6 +1,6 @@
 //! Inbound HBONE: decides about a peer's request and connects it to the application.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use weir_tunnel::{
@@ -101,6 +101,10 @@ impl Handler for Inbound {
             stop: observer.open.ended(),
             observer: Box::new(observer),
         })
+    }
+
+    fn shook_hands(&self, took: Duration) {
+        self.node.metrics.shook_hands(TrafficDirection::Ingress, took);
     }
 
     fn refused(&self, refused: Refused) {

@@ -202,6 +202,12 @@ impl Node {
         (of_pod < self.descriptors.0 && of_all < self.descriptors.1).then_some(counted)
     }
 
+    /// Descriptors that connections have, and that all may have together.
+    #[must_use]
+    pub fn descriptors(&self) -> (u64, u64) {
+        (self.used.load(Ordering::Relaxed), self.descriptors.1)
+    }
+
     /// Whether a pod may have another tunnel. Tunnels outlive the connections that they were made for, so a pod that talks
     /// to every workload in turn would otherwise take all descriptors.
     #[must_use]

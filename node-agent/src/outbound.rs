@@ -1,6 +1,6 @@
 //! Outbound: a pod's connection that the kernel sent to the agent, to its destination.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::HeaderValue;
@@ -19,6 +19,7 @@ use crate::{
     datapath::{PodHandle, Remember},
     flows::Connection,
     mesh::Mesh,
+    metrics,
     node::{DescriptorCount, Node, Pod, process},
     route::{ATTEMPTS, Candidate, NoRoute, Route},
     serve::{Accepted, NetworkProbe, Serve, connect_reason, network},
@@ -76,7 +77,15 @@ impl Connector for PodConnector {
                 "this pod, or the node, has as many tunnels as it may; unused ones close in minutes",
             ));
         }
-        sockets::connect(&self.node.datapath, &pod.netns, address, Mark::Agent).await
+        let connect = sockets::connect(&self.node.datapath, &pod.netns, address, Mark::Agent);
+        self.node
+            .metrics
+            .connecting(metrics::Upstream::Tunnel, connect)
+            .await
+    }
+
+    fn shook_hands(&self, took: Duration) {
+        self.node.metrics.shook_hands(TrafficDirection::Egress, took);
     }
 }
 
@@ -290,8 +299,13 @@ async fn connect_plain(
     let Some(descriptors) = serve.node.admit(pod, 2) else {
         return Err(failure(Reason::ConnectionLimit, "no more descriptors".to_owned()));
     };
-    sockets::connect(&serve.node.datapath, &pod.netns, address, mark)
-        .await
+    let to = match mark {
+        Mark::Delivery { .. } => metrics::Upstream::Application,
+        Mark::Agent | Mark::Plain => metrics::Upstream::Plaintext,
+    };
+    let connect = sockets::connect(&serve.node.datapath, &pod.netns, address, mark);
+    let connected = serve.node.metrics.connecting(to, connect).await;
+    connected
         .map(|stream| Upstream::Plaintext(stream, descriptors))
         .map_err(|error| failure(connect_reason(&error), format!("{address}: {error}")))
 }

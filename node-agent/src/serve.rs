@@ -18,6 +18,7 @@ use weir_types::{FlowPath, FlowPeer, Reason, TrafficDirection};
 use crate::{
     flows::Outcome,
     inbound::Inbound,
+    metrics::Upstream,
     node::{Node, Pod},
     outbound, plaintext,
     sockets::{self, Mark},
@@ -191,7 +192,9 @@ pub async fn deliver(
         pod: pod.handle,
         client,
     };
-    sockets::connect(&node.datapath, &pod.netns, address, mark)
+    let connect = sockets::connect(&node.datapath, &pod.netns, address, mark);
+    node.metrics
+        .connecting(Upstream::Application, connect)
         .await
         .map_err(|error| (connect_reason(&error), error))
 }

@@ -1,5 +1,6 @@
 //! The kernel side: loads the programs, pins their links and maps, and reads and writes the maps.
 
+mod fill;
 mod links;
 mod maps;
 mod pins;
@@ -16,7 +17,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -26,8 +27,7 @@ use aya::{
     programs::{CgroupSockAddr, Program, ProgramFd, SkLookup, SockOps},
 };
 use weir_abi::{
-    Budget, Config, Conn, ConnKind, FlowKey, HOST_HANDLE, ListenerSlot, Pending, Pod, PodState, ProbePort,
-    SockState, slot,
+    Budget, Config, Conn, ConnKind, FlowKey, ListenerSlot, Pending, Pod, PodState, ProbePort, SockState,
 };
 use weir_types::api::ProgramStatus;
 
@@ -139,6 +139,7 @@ pub struct Datapath {
     connections: HashMap<MapData, FlowKey, Conn>,
     pending: Mutex<HashMap<MapData, u64, Pending>>,
     lost: Array<MapData, u64>,
+    gauge: fill::Gauge,
     /// How long decisions hold after the agent's last sign of life.
     lease: Duration,
     tables: Mutex<Tables>,
@@ -209,6 +210,7 @@ impl Datapath {
             connections: maps::hash(&mut ebpf, "CONNECTIONS")?,
             pending: Mutex::new(maps::hash(&mut ebpf, "PENDING")?),
             lost: maps::array(&mut ebpf, "LOST")?,
+            gauge: fill::Gauge::new(&pins)?,
             lease,
             tables: Mutex::new(tables),
             pins,
@@ -309,30 +311,20 @@ impl Datapath {
             }
         }
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = 0;
         let given_up: Vec<u64> = pending
             .iter()
             .filter_map(Result::ok)
+            .inspect(|_| left += 1)
             .filter(|(_, pending)| now.saturating_sub(pending.conn.started_ns) > UNCLAIMED_NS)
             .map(|(cookie, _)| cookie)
             .collect();
+        self.gauge
+            .pending
+            .store(left - given_up.len() as u64, Ordering::Relaxed);
         for cookie in given_up {
             let _ = pending.remove(&cookie);
         }
-    }
-
-    /// Number of sockets that are registered, by the pods' shares. Cheap: one look-up a pod.
-    #[must_use]
-    pub fn registered(&self) -> u64 {
-        let tables = self.tables();
-        let pods = tables
-            .pods
-            .iter()
-            .filter_map(Result::ok)
-            .map(|(_, pod)| pod.handle);
-        pods.chain([HOST_HANDLE])
-            .filter_map(|handle| tables.budgets.get(&slot(handle), 0).ok())
-            .map(|budget| budget.used)
-            .sum()
     }
 
     /// Number of entries in the table of connections. Walks it.

@@ -186,6 +186,12 @@ impl VerdictTable {
         }
     }
 
+    /// Verdicts, and backends of the services among them.
+    pub(super) fn count(&self) -> (u64, u64) {
+        let backends: usize = self.by_pod.values().map(|share| share.backends).sum();
+        (self.known.len() as u64, backends as u64)
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.by_address.clear();

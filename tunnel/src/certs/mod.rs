@@ -10,6 +10,6 @@ mod trust;
 pub use failure::{Failure, Side, classify, classify_io};
 pub use revoked::{Revoked, RevokedError};
 pub(crate) use store::system_time;
-pub use store::{CertificateError, CertificateStore, Current, DEFAULT_LIFETIME, Settings};
+pub use store::{CertificateError, CertificateStore, Current, DEFAULT_LIFETIME, RenewalObserver, Settings};
 pub use tls::{ALPN_H2, describe};
 pub use trust::{PeerCertificate, PeerError, Trust, TrustBundle, Usage};

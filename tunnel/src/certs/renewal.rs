@@ -50,6 +50,9 @@ pub(super) async fn run(store: Weak<Inner>, identity: Identity, state: watch::Se
                 if issuers.has_changed().is_ok_and(|changed| !changed) {
                     inner.trust.replace(TrustBundle::new(&issuer.roots()));
                 }
+                let before = state.borrow().current.clone();
+                let age = before.map(|before| now.duration_since(before.not_before).unwrap_or_default());
+                inner.settings.observer.issued(age);
                 tracing::info!(%identity, serial = %current.serial, "certificate issued");
                 state.send_replace(State {
                     current: Some(Arc::new(current)),
@@ -58,6 +61,7 @@ pub(super) async fn run(store: Weak<Inner>, identity: Identity, state: watch::Se
             }
             Err(error) => {
                 failures += 1;
+                inner.settings.observer.failed();
                 tracing::warn!(%identity, %error, failures, "no certificate issued; trying again");
                 state.send_modify(|state| state.problem = Some(Arc::new(error)));
             }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -46,6 +47,27 @@ pub struct Settings {
     pub lifetime: Duration,
     /// The time of day, by which certificates are judged and renewed.
     pub clock: Arc<dyn TimeProvider>,
+    /// Told how renewals go.
+    pub observer: Arc<dyn RenewalObserver>,
+}
+
+/// Told how certificates are renewed, for whoever counts that.
+pub trait RenewalObserver: fmt::Debug + Send + Sync {
+    /// A certificate was issued; `replaced` is the age of the one before, if there was one.
+    fn issued(&self, replaced: Option<Duration>);
+
+    /// One could not be had; it is tried again.
+    fn failed(&self);
+}
+
+/// Counts nothing.
+#[derive(Debug)]
+struct Unobserved;
+
+impl RenewalObserver for Unobserved {
+    fn issued(&self, _replaced: Option<Duration>) {}
+
+    fn failed(&self) {}
 }
 
 /// Why there is no certificate for an identity.
@@ -114,6 +136,7 @@ impl Settings {
             trust_domain_aliases: Vec::new(),
             lifetime: DEFAULT_LIFETIME,
             clock: Arc::new(DefaultTimeProvider),
+            observer: Arc::new(Unobserved),
         }
     }
 }

@@ -117,6 +117,9 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Told of every handshake and request that was refused.
     fn refused(&self, refused: Refused);
+
+    /// Told how long a TLS handshake took that succeeded.
+    fn shook_hands(&self, _took: Duration) {}
 }
 
 /// What a [`Server`] shares among its connections.
@@ -231,6 +234,7 @@ impl<H: Handler> Server<H> {
             }
         };
         let socket = BufferedSocket::new(socket).ok()?;
+        let began = Instant::now();
         let accept = TlsAcceptor::from(config).accept(socket).into_fallible();
         let tls = match tokio::time::timeout_at(deadline, accept).await {
             Err(_) => {
@@ -246,6 +250,7 @@ impl<H: Handler> Server<H> {
                 return None;
             }
             Ok(Ok(mut tls)) => {
+                self.handler.shook_hands(began.elapsed());
                 tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
                 tls
             }

@@ -89,10 +89,12 @@ impl Client {
         let shake_hands = async {
             // An address as name: rustls then sends no SNI.
             let name = ServerName::IpAddress(address.ip().into());
+            let began = Instant::now();
             let mut tls = TlsConnector::from(config)
                 .connect(name, socket)
                 .await
                 .map_err(|error| refused(classify_io(&error, Side::Client).unwrap_or(unexplained)))?;
+            inner.connector.shook_hands(began.elapsed());
             tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
             let session = tls.get_ref().1;
             let chain: Vec<CertificateDer<'static>> = session

@@ -49,6 +49,9 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 pub trait Connector: Send + Sync + 'static {
     /// Connects from the pod to the address. The pool bounds the time.
     async fn connect(&self, source: PodKey, address: SocketAddr) -> io::Result<TcpStream>;
+
+    /// Told how long a TLS handshake took that succeeded.
+    fn shook_hands(&self, _took: Duration) {}
 }
 
 /// Which connection a stream needs: two pods never share one, even of the same service account, because its
