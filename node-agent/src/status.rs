@@ -3,7 +3,7 @@
 use std::sync::{PoisonError, atomic::Ordering};
 
 use weir_policy::{EffectiveMtls, MtlsMode};
-use weir_types::api::{PodStatus, Status};
+use weir_types::api::{PodStatus, ProcessStatus, Status};
 
 use crate::{
     agent::Agent,
@@ -101,8 +101,40 @@ impl Agent {
             kernel_connections: node.datapath.connection_count(),
             warnings: mesh.warnings().iter().map(ToString::to_string).collect(),
             errors,
+            process: Some(process(&node.metrics.render())),
         }
     }
+}
+
+/// What this process takes, with what its metrics count.
+fn process(metrics: &[u8]) -> ProcessStatus {
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let cpu = u64::try_from(cpu.tv_sec * 1000 + cpu.tv_nsec / 1_000_000);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let metrics = String::from_utf8_lossy(metrics);
+    ProcessStatus {
+        cpu_ms: cpu.unwrap_or_default(),
+        resident_bytes: resident(&status),
+        bytes: sum(&metrics, "weir_bytes_total"),
+        connections: sum(&metrics, "weir_connections_opened_total"),
+    }
+}
+
+/// The line `VmRSS:  1234 kB` (proc(5)), in bytes.
+fn resident(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or_default() * 1024
+}
+
+/// All series of a counter, of Prometheus's text format.
+fn sum(metrics: &str, name: &str) -> u64 {
+    let series = metrics.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let (_, value) = rest.rsplit_once(' ').filter(|_| rest.starts_with(['{', ' ']))?;
+        value.parse::<u64>().ok()
+    });
+    series.sum()
 }
 
 /// `PERMISSIVE`, or `STRICT, port 8080 PERMISSIVE`.
@@ -136,4 +168,27 @@ fn same_node(node: &Node, mesh: &Mesh, pod: &Pod) -> String {
         let how = if same_node.direct { "direct" } else { "mtls" };
         format!("{how} ({})", same_node.why)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_process_takes_is_read_from_what_says_so() {
+        assert_eq!(
+            resident("Name:\tx\nVmRSS:\t    1234 kB\nThreads:\t2\n"),
+            1234 << 10
+        );
+        let metrics =
+            "# TYPE a_total counter\na_total{x=\"1\"} 3\na_total{x=\"2 b\"} 4\na_total_more 5\nb 6\n";
+        assert_eq!(
+            [sum(metrics, "a_total"), sum(metrics, "b"), sum(metrics, "c")],
+            [7, 6, 0]
+        );
+        let process =
+            process(b"weir_bytes_total{direction=\"egress\"} 9\nweir_connections_opened_total{} 2\n");
+        assert_eq!((process.bytes, process.connections), (9, 2));
+        assert!(process.resident_bytes > 0, "a process has memory");
+    }
 }

@@ -111,6 +111,23 @@ pub struct Status {
     pub errors: Vec<String>,
     /// What of the policies may not do what was meant.
     pub warnings: Vec<String>,
+    /// What the agent itself takes; absent from agents that do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessStatus>,
+}
+
+/// What the agent's process takes, and what for. Counts are since it started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessStatus {
+    /// CPU time, user and system, in milliseconds.
+    pub cpu_ms: u64,
+    /// Memory that is resident, in bytes.
+    pub resident_bytes: u64,
+    /// Payload bytes of connections, both ways.
+    pub bytes: u64,
+    /// Connections that were opened.
+    pub connections: u64,
 }
 
 /// The configuration in force.
