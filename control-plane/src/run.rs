@@ -5,11 +5,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::Client;
-use prometheus::{Encoder as _, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc},
     task::JoinSet,
 };
 use tonic::transport::Server;
@@ -18,9 +18,10 @@ use weir_types::{Identity, TrustDomain};
 use crate::{
     ads::{Ads, Authenticate, Limits, Store},
     auth::{AgentAccount, AuthLimits, KubePods, TokenAuthenticator},
-    ca::{AuthoritySecret, CaLimits, CertificateService, Entitlements, InForce, Keys, SecretName, Source},
+    ca::{AuthoritySecret, CaLimits, CertificateService, Entitlements, Keys, SecretName, Source},
     compile::{Settings, Unentitled},
     engine::Engine,
+    overview::{Overview, Parts},
     publish,
     reports::{ReportService, Reports},
     server::{self, OwnCertificate},
@@ -87,36 +88,6 @@ impl Entitlements for Pods {
         }
         let compiler = self.engine.compiler();
         compiler.entitled(node, identity.namespace(), identity.service_account())
-    }
-}
-
-/// What watches over the process sees.
-struct Overview {
-    registry: Registry,
-    synced: watch::Receiver<bool>,
-    in_force: watch::Receiver<Option<Arc<InForce>>>,
-    keys: Arc<Keys>,
-}
-
-impl weir_admin::Admin for Overview {
-    fn metrics(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            tracing::error!(%error, "metrics cannot be written");
-        }
-        text
-    }
-
-    fn not_ready(&self) -> Option<String> {
-        if !*self.synced.borrow() {
-            return Some("what is in the cluster is not known yet".to_owned());
-        }
-        if self.in_force.borrow().is_none() {
-            let problem = self.keys.problem();
-            let problem = problem.unwrap_or_else(|| "its Secret was not read yet".to_owned());
-            return Some(format!("no certificate authority: {problem}"));
-        }
-        None
     }
 }
 
@@ -194,6 +165,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     registry.register(Box::new(failing.clone()))?;
     let (batches, incoming) = mpsc::channel(QUEUE);
     let kinds = watches::start(&client, options.istio_policies, &failing, &batches, &mut tasks);
+    let waiting = batches.downgrade();
     drop(batches);
     {
         let engine = engine.clone();
@@ -206,13 +178,16 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         root_namespace,
         options.taint_starting_nodes,
     ));
-    let overview = Arc::new(Overview {
-        registry,
+    let parts = Parts {
         synced: engine.synced(),
         in_force: keys.in_force(),
         keys,
-    });
-    tasks.spawn(weir_admin::serve(port, overview));
+        store,
+        reports: reports.clone(),
+        batches: waiting,
+    };
+    let overview = Overview::new(registry, parts)?;
+    tasks.spawn(weir_admin::serve(port, Arc::new(overview)));
     let connections = server::accept(listener, server::tls(own)?);
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE.0))

@@ -21,6 +21,7 @@ mod halves;
 mod hostile;
 mod istiod;
 mod lifecycle;
+mod metrics;
 mod modes;
 mod operations;
 mod paths;

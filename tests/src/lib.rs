@@ -6,6 +6,7 @@ pub mod direct;
 pub mod istiod;
 pub mod packet;
 pub mod peers;
+pub mod promtool;
 pub mod sockets;
 pub mod ztunnel;
 

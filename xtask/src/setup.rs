@@ -14,13 +14,14 @@ use crate::steps::{cargo, output, root, run, step, tools};
 const BPF_LINKER: &str = "0.10.3";
 
 /// Programs that tests run; `.ci/install-test-programs` knows the packages.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "curl",
     "ip",
     "iperf3",
     "nft",
     "nginx",
     "pgbench",
+    "promtool",
     "python3",
     "redis-benchmark",
     "redis-server",

@@ -30,6 +30,21 @@ pub(super) enum Close {
 }
 
 impl Close {
+    /// Every one.
+    pub(super) const ALL: [Self; 11] = [
+        Self::Client,
+        Self::Age,
+        Self::Shutdown,
+        Self::Behind,
+        Self::Names,
+        Self::Name,
+        Self::Types,
+        Self::Silent,
+        Self::NotRead,
+        Self::NotAnswered,
+        Self::Malformed,
+    ];
+
     /// For metrics.
     pub(super) fn label(self) -> &'static str {
         match self {

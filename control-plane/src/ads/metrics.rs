@@ -3,6 +3,11 @@
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use weir_proto::ResourceType;
 
+use super::close::Close;
+
+/// Why streams are refused.
+const REFUSED: [&str; 4] = ["unauthenticated", "too_many_streams", "unavailable", "not_ready"];
+
 /// Handles of the metrics, looked up once.
 #[derive(Debug)]
 pub(super) struct Metrics {
@@ -40,6 +45,19 @@ impl Metrics {
             "weir_ads_nacks_total",
             "Responses that an agent rejected.",
         )?;
+        let refused = by(
+            "reason",
+            "weir_ads_refused_total",
+            "Streams refused before they began.",
+        )?;
+        let closed = by("reason", "weir_ads_closed_total", "Streams that ended.")?;
+        // From the start: that one rises from nothing is seen only if nothing was seen before.
+        for reason in REFUSED {
+            let _ = refused.with_label_values(&[reason]);
+        }
+        for close in Close::ALL {
+            let _ = closed.with_label_values(&[close.label()]);
+        }
         Ok(Self {
             streams,
             pushes: ResourceType::ALL.map(|kind| Pushes {
@@ -47,12 +65,8 @@ impl Metrics {
                 bytes: bytes.with_label_values(&[kind.label()]),
                 nacks: nacks.with_label_values(&[kind.label()]),
             }),
-            refused: by(
-                "reason",
-                "weir_ads_refused_total",
-                "Streams refused before they began.",
-            )?,
-            closed: by("reason", "weir_ads_closed_total", "Streams that ended.")?,
+            refused,
+            closed,
         })
     }
 

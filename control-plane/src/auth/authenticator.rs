@@ -255,6 +255,13 @@ impl Metrics {
         )?;
         let refused = Opts::new("weir_auth_refused_total", "Callers that were not let in.");
         let refused = IntCounterVec::new(refused, &["reason"])?;
+        // From the start: that one rises from nothing is seen only if nothing was seen before.
+        for reason in Reason::LABELS
+            .into_iter()
+            .chain(["crowded", "slow", "unavailable"])
+        {
+            let _ = refused.with_label_values(&[reason]);
+        }
         registry.register(Box::new(reviews.clone()))?;
         registry.register(Box::new(refused.clone()))?;
         Ok(Self { reviews, refused })

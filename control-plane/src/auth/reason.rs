@@ -48,6 +48,24 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All that [`Reason::label`] gives.
+    pub(super) const LABELS: [&'static str; 14] = [
+        "no_token",
+        "several_tokens",
+        "not_a_token",
+        "not_authenticated",
+        "audience",
+        "user",
+        "not_bound",
+        "no_pod",
+        "pod_uid",
+        "pod_ending",
+        "pod_account",
+        "pod_owner",
+        "no_node",
+        "node_mismatch",
+    ];
+
     /// The metric's label.
     pub(super) fn label(&self) -> &'static str {
         match self {

@@ -12,6 +12,22 @@ use tokio::sync::watch;
 
 use super::in_force::InForce;
 
+/// Why requests are refused.
+const REFUSED: [&str; 12] = [
+    "unauthenticated",
+    "unavailable",
+    "rate",
+    "no_identity",
+    "bad_identity",
+    "trust_domain",
+    "csr",
+    "revoked",
+    "not_entitled",
+    "no_service_account",
+    "no_authority",
+    "authority",
+];
+
 /// Metrics of requests.
 #[derive(Debug)]
 pub(super) struct Metrics {
@@ -44,6 +60,10 @@ impl Metrics {
             "Requests for certificates that were refused.",
         );
         let refused = IntCounterVec::new(refused, &["reason"])?;
+        // From the start: that one rises from nothing is seen only if nothing was seen before.
+        for reason in REFUSED {
+            let _ = refused.with_label_values(&[reason]);
+        }
         registry.register(Box::new(issued.clone()))?;
         registry.register(Box::new(refused.clone()))?;
         Ok(Self { issued, refused })

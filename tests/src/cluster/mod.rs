@@ -190,10 +190,18 @@ impl Cluster {
         http_get(self.metrics_port, "/readyz").is_some_and(|text| text.starts_with("HTTP/1.1 200"))
     }
 
+    /// The control plane's page of metrics; empty while it does not answer.
+    #[must_use]
+    pub fn control_page(&self) -> String {
+        let answer = http_get(self.metrics_port, "/metrics").unwrap_or_default();
+        let page = answer.split_once("\r\n\r\n");
+        page.map_or_else(String::new, |(_, page)| page.to_owned())
+    }
+
     /// A metric of the control plane, summed over its labels.
     #[must_use]
     pub fn control_metric(&self, name: &str) -> f64 {
-        let text = http_get(self.metrics_port, "/metrics").unwrap_or_default();
+        let text = self.control_page();
         let lines = text.lines().filter(|line| {
             line.strip_prefix(name)
                 .is_some_and(|rest| rest.starts_with(['{', ' ']))
