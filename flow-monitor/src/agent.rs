@@ -13,11 +13,13 @@ use tokio::{
     net::UnixStream,
     time::timeout,
 };
+use tonic::Streaming;
+use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse};
 use weir_types::api::{Request, Response};
 
-use crate::cluster::AgentPod;
+use crate::{cluster::AgentPod, target::Usage};
 
-/// How long an agent may say nothing while it answers. Following flows is not bound by it: no traffic, no flows.
+/// How long an agent may say nothing while it answers.
 const SILENCE: Duration = Duration::from_secs(15);
 /// Longest line of an answer, in bytes: the status of a node with thousands of connections has some megabytes.
 const MAX_LINE: u64 = 64 << 20;
@@ -35,9 +37,9 @@ enum Way {
 }
 
 /// A stream to an agent.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
 /// An open stream, and where the reason stands if it ends early.
 pub(crate) struct Opened {
@@ -50,7 +52,7 @@ pub(crate) struct Answer {
     node: Option<String>,
     reader: BufReader<Box<dyn Stream>>,
     problem: Option<futures_util::future::BoxFuture<'static, Option<String>>>,
-    silence: Option<Duration>,
+    silence: Duration,
     line: Vec<u8>,
 }
 
@@ -79,6 +81,17 @@ fn what_of(error: &io::Error) -> &'static str {
     }
 }
 
+/// What a server says of a request that it does not take.
+pub(crate) fn refusal(status: &tonic::Status) -> anyhow::Error {
+    match status.code() {
+        tonic::Code::InvalidArgument => Usage(status.message().to_owned()).into(),
+        tonic::Code::Unimplemented => {
+            anyhow::anyhow!("the agent does not serve flows this way; are agent and weir of one version?")
+        }
+        code => anyhow::anyhow!("{code}: {}", status.message()),
+    }
+}
+
 // === impl Agent ===
 
 impl Agent {
@@ -102,24 +115,76 @@ impl Agent {
         }
     }
 
-    /// Opens a stream and asks.
+    /// Connects.
     ///
     /// # Errors
-    /// [`Unreachable`], or that the stream broke.
-    pub(crate) async fn open(&self, request: &Request) -> anyhow::Result<Answer> {
-        let opened = match &self.way {
+    /// [`Unreachable`].
+    async fn connect(&self) -> anyhow::Result<Opened> {
+        match &self.way {
             Way::Socket(socket) => match UnixStream::connect(socket).await {
-                Ok(stream) => Opened {
+                Ok(stream) => Ok(Opened {
                     stream: Box::new(stream),
                     problem: None,
-                },
+                }),
                 Err(source) => {
                     let socket = socket.clone();
                     bail!(Unreachable::Socket { socket, source });
                 }
             },
-            Way::Pod(pod) => pod.open().await?,
+            Way::Pod(pod) => Ok(pod.open().await?),
+        }
+    }
+
+    /// Asks for flows.
+    ///
+    /// # Errors
+    /// [`Unreachable`], or that the request is refused.
+    pub(crate) async fn flows(
+        &self,
+        request: GetFlowsRequest,
+    ) -> anyhow::Result<Streaming<GetFlowsResponse>> {
+        let mut opened = self.connect().await?;
+        let asking = async {
+            let mut client = weir_hubble::client::over(opened.stream).await?;
+            anyhow::Ok(client.get_flows(request).await?.into_inner())
         };
+        let asked = match timeout(SILENCE, asking).await {
+            Ok(asked) => asked,
+            Err(_) => Err(anyhow::anyhow!("the agent said nothing for {SILENCE:?}")),
+        };
+        // Why the port-forward broke says more than that it did.
+        let mut why = || {
+            opened
+                .problem
+                .take()
+                .and_then(|problem| problem.now_or_never())
+                .flatten()
+        };
+        asked.map_err(|error| match (error.downcast::<tonic::Status>(), why()) {
+            (Ok(status), None) => refusal(&status),
+            (_, Some(why)) => self
+                .unreachable(format!("the agent cannot be reached: {}", why.trim()))
+                .into(),
+            (Err(error), None) => self.unreachable(format!("{error:#}")).into(),
+        })
+    }
+
+    fn unreachable(&self, why: String) -> Unreachable {
+        match self.node() {
+            Some(node) => Unreachable::Node {
+                node: node.to_owned(),
+                why,
+            },
+            None => Unreachable::Cluster(why),
+        }
+    }
+
+    /// Opens a stream and asks.
+    ///
+    /// # Errors
+    /// [`Unreachable`], or that the stream broke.
+    pub(crate) async fn open(&self, request: &Request) -> anyhow::Result<Answer> {
+        let opened = self.connect().await?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         let mut stream = opened.stream;
@@ -131,12 +196,11 @@ impl Agent {
             Ok(written) => written.context("asking the agent")?,
             Err(_) => bail!("the agent took no question within {SILENCE:?}"),
         }
-        let follows = matches!(request, Request::Flows(flows) if flows.follow);
         Ok(Answer {
             node: self.node().map(str::to_owned),
             reader: BufReader::new(stream),
             problem: opened.problem,
-            silence: (!follows).then_some(SILENCE),
+            silence: SILENCE,
             line: Vec::new(),
         })
     }
@@ -168,12 +232,9 @@ impl Answer {
         self.line.clear();
         let mut limited = (&mut self.reader).take(MAX_LINE);
         let reading = limited.read_until(b'\n', &mut self.line);
-        let read = match self.silence {
-            None => reading.await,
-            Some(silence) => match timeout(silence, reading).await {
-                Ok(read) => read,
-                Err(_) => bail!(self.unreachable(format!("the agent said nothing for {silence:?}"))),
-            },
+        let silence = self.silence;
+        let Ok(read) = timeout(silence, reading).await else {
+            bail!(self.unreachable(format!("the agent said nothing for {silence:?}")));
         };
         // What the other side says of a connection that it could not make comes before the end; nothing comes where the
         // forwarding itself broke.
@@ -230,7 +291,7 @@ mod tests {
             node: Some("a".to_owned()),
             reader: BufReader::new(Box::new(stream)),
             problem: None,
-            silence: Some(Duration::from_millis(20)),
+            silence: Duration::from_millis(20),
             line: Vec::new(),
         };
         let error = answer.next(false).await.unwrap_err();
@@ -246,12 +307,17 @@ mod tests {
             node: None,
             reader: BufReader::new(Box::new(stream)),
             problem: None,
-            silence: None,
+            silence: SILENCE,
             line: Vec::new(),
         };
-        other.write_all(b"{\"lost\":1}\n{\"lo").await.unwrap();
+        let line = br#"{"workload":{"uid":"u","namespace":"n","name":"w","identity":"spiffe://t/ns/n/sa/s","addresses":[],"node":"n1","tunnel":"NONE","services":[],"labels":{},"local":false}}"#;
+        other.write_all(line).await.unwrap();
+        other.write_all(b"\n{\"work").await.unwrap();
         drop(other);
-        assert_eq!(answer.next(false).await.unwrap(), Some(Response::Lost(1)));
+        assert!(matches!(
+            answer.next(false).await.unwrap(),
+            Some(Response::Workload(_))
+        ));
         assert!(answer.next(true).await.is_err());
     }
 }

@@ -91,13 +91,31 @@ pub fn compact(flow: &Flow) -> String {
     line
 }
 
+/// `namespace/pod:port`, or the address where no workload is known. Without colours.
+#[must_use]
+pub fn end_plain(peer: &FlowPeer) -> String {
+    match (&peer.namespace, &peer.pod) {
+        (Some(namespace), Some(pod)) => {
+            format!("{}/{}:{}", clean(namespace), clean(pod), peer.address.port())
+        }
+        _ => peer.address.to_string(),
+    }
+}
+
+/// How the bytes travel, in a word.
+#[must_use]
+pub fn path_name(path: FlowPath) -> &'static str {
+    match path {
+        FlowPath::Tunnel => "mTLS",
+        FlowPath::Plaintext | FlowPath::Kernel => "plaintext",
+        FlowPath::Direct => "direct",
+        FlowPath::Nowhere => "",
+    }
+}
+
 /// `namespace/pod:port` and the identity without its trust domain, or the address where no workload is known.
 fn end(peer: &FlowPeer) -> String {
-    let port = peer.address.port();
-    let name = match (&peer.namespace, &peer.pod) {
-        (Some(namespace), Some(pod)) => format!("{}/{}:{port}", clean(namespace), clean(pod)),
-        _ => peer.address.to_string(),
-    };
+    let name = end_plain(peer);
     let who = match &peer.identity {
         Some(identity) => format!(
             "(ns/{}/sa/{})",

@@ -1,6 +1,7 @@
 //! `weir`: what the mesh sees and does on a node or in a cluster, for people and scripts.
 #![forbid(unsafe_code)]
 
+mod advise;
 mod agent;
 mod audit;
 mod check;
@@ -53,6 +54,7 @@ const EXIT_REFUSED: u8 = 4;
         weir install                              into the cluster of the kubeconfig\n  \
         weir rollback shop                        one namespace back to plaintext\n  \
         weir audit                                evidence of what is encrypted, and who may do what\n  \
+        weir advise                               what could go strict, the least policies, what it costs\n  \
         weir migrate                              policies of Istio and Linkerd as Weir's\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent could be reached, 4 explain: it would be refused."
 )]
@@ -74,6 +76,7 @@ enum Command {
     Uninstall(uninstall::Uninstall),
     Rollback(rollback::Rollback),
     Audit(audit::Audit),
+    Advise(advise::Advise),
     Migrate(migrate::Migrate),
     /// Prints a script that completes this command in a shell.
     #[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
@@ -120,7 +123,10 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
     let options = arguments.options;
     let surroundings = Surroundings::look(plugin);
     match arguments.command {
-        Command::Flows(flows) => flows.run(agents(&options, &surroundings).await?).await?,
+        Command::Flows(flows) if flows.asks_agents() => {
+            flows.run(agents(&options, &surroundings).await?).await?
+        }
+        Command::Flows(flows) => flows.run_elsewhere().await?,
         Command::Status(status) => status.run(agents(&options, &surroundings).await?).await?,
         Command::Workloads(workloads) => workloads.run(agents(&options, &surroundings).await?).await?,
         Command::Explain(explain) => {
@@ -141,6 +147,13 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
             if !audit.run(&options).await? {
                 return Ok(ExitCode::FAILURE);
             }
+        }
+        Command::Advise(advise) => {
+            let agents = match advise.asks_agents(&options)? {
+                true => Some(agents(&options, &surroundings).await?),
+                false => None,
+            };
+            advise.run(&options.weir_namespace, agents).await?;
         }
         Command::Migrate(migrate) => migrate.run(&options).await?,
         Command::Completion { shell } => {

@@ -12,10 +12,12 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout_at},
 };
-use weir_types::{
-    Flow,
-    api::{FlowsRequest, Request, Response},
+use weir_hubble::from_hubble;
+use weir_proto::{
+    observer::{GetFlowsRequest, GetFlowsResponse, get_flows_response::ResponseTypes},
+    relay::NodeState,
 };
+use weir_types::Flow;
 
 use crate::{
     agent::Agent,
@@ -35,12 +37,56 @@ const QUIET_MOST: Duration = Duration::from_secs(3);
 /// More is not kept waiting.
 const WINDOW_MOST: usize = 10_000;
 
+/// A flow as it came, and as Weir has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) response: GetFlowsResponse,
+    pub(crate) flow: Flow,
+}
+
 /// What is shown.
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
-    Flow(Box<Flow>),
+    Flow(Box<Seen>),
     /// So many events of a node were lost here.
     Lost(String, u64),
+    /// What a relay says of nodes.
+    Status(String),
+}
+
+impl Item {
+    /// Of what a server said; `node` is the server's, if it names none. Nothing of a flow that is not one of TCP.
+    pub(crate) fn of(response: GetFlowsResponse, node: &str) -> Option<Self> {
+        match &response.response_types {
+            Some(ResponseTypes::Flow(flow)) => {
+                let flow = from_hubble(flow)?;
+                Some(Self::Flow(Box::new(Seen { response, flow })))
+            }
+            Some(ResponseTypes::LostEvents(lost)) => {
+                let node = if response.node_name.is_empty() {
+                    node
+                } else {
+                    &response.node_name
+                };
+                Some(Self::Lost(node.to_owned(), lost.num_events_lost))
+            }
+            Some(ResponseTypes::NodeStatus(status)) => {
+                let state = match status.state_change() {
+                    NodeState::NodeUnavailable => "cannot be reached",
+                    NodeState::NodeGone => "gone",
+                    NodeState::NodeError => "failed",
+                    NodeState::NodeConnected | NodeState::UnknownNodeState => return None,
+                };
+                let mut text = format!("{state}: {}", status.node_names.join(", "));
+                if !status.message.is_empty() {
+                    text.push_str(": ");
+                    text.push_str(&status.message);
+                }
+                Some(Self::Status(text))
+            }
+            None => None,
+        }
+    }
 }
 
 enum Event {
@@ -57,7 +103,7 @@ enum Event {
 /// When no agent answered, or the sink's own.
 pub(crate) async fn flows(
     mut agents: Agents,
-    request: FlowsRequest,
+    request: GetFlowsRequest,
     sink: impl FnMut(Item) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     agents.complain();
@@ -69,17 +115,13 @@ pub(crate) async fn flows(
 }
 
 /// Reads one agent until it closes. Ends when nobody listens any more.
-async fn read(agent: Agent, request: Request, to: mpsc::Sender<Event>) {
+async fn read(agent: Agent, request: GetFlowsRequest, to: mpsc::Sender<Event>) {
     let node = agent.node().unwrap_or_default().to_owned();
     let reading = async {
-        let mut answer = agent.open(&request).await?;
-        let mut any = false;
-        while let Some(response) = answer.next(any).await? {
-            any = true;
-            let item = match response {
-                Response::Flow(flow) => Item::Flow(Box::new(flow)),
-                Response::Lost(count) => Item::Lost(node.clone(), count),
-                _ => continue,
+        let mut responses = agent.flows(request).await?;
+        while let Some(response) = responses.message().await.map_err(|status| broken(&status))? {
+            let Some(item) = Item::of(response, &node) else {
+                continue;
             };
             if to.send(Event::Item(item)).await.is_err() {
                 break;
@@ -95,24 +137,28 @@ async fn read(agent: Agent, request: Request, to: mpsc::Sender<Event>) {
     let _ = to.send(last).await;
 }
 
+fn broken(status: &tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("the agent's answer broke off: {}", status.message())
+}
+
 /// One agent's stream, with its next record.
 struct Head {
     events: mpsc::Receiver<Event>,
-    next: Option<Box<Flow>>,
+    next: Option<Box<Seen>>,
 }
 
 async fn recorded(
     agents: Vec<Agent>,
-    request: FlowsRequest,
+    request: GetFlowsRequest,
     mut sink: impl FnMut(Item) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
-    let mut last = Newest::new(request.last);
+    let mut last = Newest::new(&request);
     let mut heads: Vec<Head> = agents
         .into_iter()
         .map(|agent| {
             let (to, events) = mpsc::channel(WAITING);
-            tasks.spawn(read(agent, Request::Flows(request.clone()), to));
+            tasks.spawn(read(agent, request.clone(), to));
             Head { events, next: None }
         })
         .collect();
@@ -138,7 +184,7 @@ async fn recorded(
         }
         let earliest = heads
             .iter_mut()
-            .min_by_key(|head| head.next.as_ref().map_or(Timestamp::MAX, |flow| flow.time));
+            .min_by_key(|head| head.next.as_ref().map_or(Timestamp::MAX, |seen| seen.flow.time));
         let Some(flow) = earliest.and_then(|head| head.next.take()) else {
             break;
         };
@@ -154,13 +200,13 @@ async fn recorded(
 
 async fn followed(
     agents: Vec<Agent>,
-    request: FlowsRequest,
+    request: GetFlowsRequest,
     mut sink: impl FnMut(Item) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let (to, mut events) = mpsc::channel(WAITING);
     let mut tasks = JoinSet::new();
     for agent in agents {
-        tasks.spawn(read(agent, Request::Flows(request.clone()), to.clone()));
+        tasks.spawn(read(agent, request.clone(), to.clone()));
     }
     drop(to);
     let mut answered = false;
@@ -193,7 +239,11 @@ async fn followed(
             };
         }
         answered |= !window.is_empty();
-        let mut last = Newest::new(request.last.filter(|_| first));
+        let mut last = if first {
+            Newest::new(&request)
+        } else {
+            Newest::all()
+        };
         first = false;
         for item in in_order(window) {
             last.put(item, &mut sink)?;
@@ -213,10 +263,11 @@ fn in_order(items: Vec<Item>) -> Vec<Item> {
     let mut later: HashMap<String, Timestamp> = HashMap::new();
     for item in items.into_iter().rev() {
         let time = match &item {
-            Item::Flow(flow) => {
-                later.insert(flow.node.clone(), flow.time);
-                flow.time
+            Item::Flow(seen) => {
+                later.insert(seen.flow.node.clone(), seen.flow.time);
+                seen.flow.time
             }
+            Item::Status(_) => Timestamp::MIN,
             Item::Lost(node, _) => later.get(node).copied().unwrap_or(Timestamp::MAX),
         };
         keyed.push((time, item));
@@ -226,26 +277,40 @@ fn in_order(items: Vec<Item>) -> Vec<Item> {
     keyed.into_iter().map(|(_, item)| item).collect()
 }
 
-/// Lets everything through, or at the end the newest only.
+/// Lets everything through, or the oldest only, or at the end the newest.
 struct Newest {
+    first: Option<usize>,
     last: Option<usize>,
     kept: VecDeque<Item>,
     flows: usize,
 }
 
 impl Newest {
-    fn new(last: Option<u64>) -> Self {
+    fn new(request: &GetFlowsRequest) -> Self {
+        // What does not fit an address space is no bound.
+        let count = usize::try_from(request.number).ok().filter(|count| *count > 0);
         Self {
-            // What does not fit an address space is no bound.
-            last: last.and_then(|last| usize::try_from(last).ok()),
+            first: count.filter(|_| request.first),
+            last: count.filter(|_| !request.first),
+            ..Self::all()
+        }
+    }
+
+    fn all() -> Self {
+        Self {
+            first: None,
+            last: None,
             kept: VecDeque::new(),
             flows: 0,
         }
     }
 
     fn put(&mut self, item: Item, sink: &mut impl FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let Some(last) = self.last else { return sink(item) };
         self.flows += usize::from(matches!(item, Item::Flow(_)));
+        if self.first.is_some_and(|first| self.flows > first) {
+            return Ok(());
+        }
+        let Some(last) = self.last else { return sink(item) };
         self.kept.push_back(item);
         while self.flows > last {
             if let Some(Item::Flow(_)) = self.kept.pop_front() {
@@ -271,12 +336,16 @@ mod tests {
             "source": {"address": "10.0.0.1:4000"}, "destination": {"address": "10.0.1.1:80"},
             "bytesSent": 0, "bytesReceived": 0, "durationUs": 0,
         });
-        Item::Flow(Box::new(serde_json::from_value(flow).unwrap()))
+        Item::Flow(Box::new(Seen {
+            response: GetFlowsResponse::default(),
+            flow: serde_json::from_value(flow).unwrap(),
+        }))
     }
 
     fn shown(items: &[Item]) -> Vec<String> {
         let shown = |item: &Item| match item {
-            Item::Flow(flow) => flow.time.as_second().to_string(),
+            Item::Flow(seen) => seen.flow.time.as_second().to_string(),
+            Item::Status(text) => text.clone(),
             Item::Lost(node, count) => format!("{node} lost {count}"),
         };
         items.iter().map(shown).collect()
@@ -299,7 +368,10 @@ mod tests {
             seen.push(item);
             Ok(())
         };
-        let mut newest = Newest::new(Some(2));
+        let mut newest = Newest {
+            last: Some(2),
+            ..Newest::all()
+        };
         for second in 1..=4 {
             newest.put(flow(second), &mut sink).unwrap();
         }

@@ -4,12 +4,14 @@
 //! flow's `extensions` ([`weir_proto::weir::flow::v1::Details`]).
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod convert;
 pub mod filter;
 pub mod json;
 mod mask;
 pub mod observer;
 mod reflect;
+pub mod serve;
 pub mod window;
 
 pub use convert::{Origin, from_hubble, to_hubble};

@@ -11,9 +11,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
+use tokio::runtime::Runtime;
+use tonic::Streaming;
+use weir_hubble::from_hubble;
+use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse, get_flows_response::ResponseTypes};
 use weir_types::{
     Flow,
-    api::{FlowsRequest, Request, Response, Status, WorkloadStatus},
+    api::{Request, Response, Status, WorkloadStatus},
 };
 
 use crate::{AgentConfig, PATIENCE, Place, Process, replace_file};
@@ -35,7 +39,10 @@ pub struct Agent {
 
 /// Flows as they are recorded.
 #[derive(Debug)]
-pub struct FlowStream(Lines<BufReader<UnixStream>>);
+pub struct FlowStream {
+    responses: Streaming<GetFlowsResponse>,
+    runtime: Runtime,
+}
 
 // === impl Agent ===
 
@@ -161,24 +168,48 @@ impl Agent {
     ///
     /// # Errors
     /// When it does not answer.
-    pub fn flows(&self, request: FlowsRequest) -> Result<Vec<Flow>> {
-        let request = Request::Flows(FlowsRequest {
-            follow: false,
-            ..request
-        });
-        FlowStream(self.connect(&request, Some(API_PATIENCE))?).collect()
+    pub fn flows(&self) -> Result<Vec<Flow>> {
+        self.ask_flows(GetFlowsRequest::default())?.collect()
+    }
+
+    /// The newest of them, this many at most.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn last_flows(&self, count: u64) -> Result<Vec<Flow>> {
+        let request = GetFlowsRequest {
+            number: count,
+            ..GetFlowsRequest::default()
+        };
+        self.ask_flows(request)?.collect()
     }
 
     /// The flows that it has recorded, and then each new one.
     ///
     /// # Errors
     /// When it does not answer.
-    pub fn follow(&self, request: FlowsRequest) -> Result<FlowStream> {
-        let request = Request::Flows(FlowsRequest {
+    pub fn follow(&self) -> Result<FlowStream> {
+        self.ask_flows(GetFlowsRequest {
             follow: true,
-            ..request
-        });
-        Ok(FlowStream(self.connect(&request, None)?))
+            // From the first on.
+            since: Some(Default::default()),
+            ..GetFlowsRequest::default()
+        })
+    }
+
+    fn ask_flows(&self, request: GetFlowsRequest) -> Result<FlowStream> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let socket = &self.config.api.socket;
+        let asking = async {
+            let stream = tokio::net::UnixStream::connect(socket).await?;
+            let mut client = weir_hubble::client::over(stream).await?;
+            anyhow::Ok(client.get_flows(request).await?.into_inner())
+        };
+        let asked = runtime.block_on(async { tokio::time::timeout(API_PATIENCE, asking).await });
+        let responses = asked?.with_context(|| socket.display().to_string())?;
+        Ok(FlowStream { responses, runtime })
     }
 
     /// Waits for a recorded flow, old or new, that is wanted.
@@ -188,7 +219,7 @@ impl Agent {
     pub fn wait_flow(&self, what: &str, wanted: impl Fn(&Flow) -> bool) -> Result<Flow> {
         let mut all = Vec::new();
         let found = crate::poll(what, PATIENCE, || {
-            all = self.flows(FlowsRequest::default())?;
+            all = self.flows()?;
             Ok(all.iter().find(|flow| wanted(flow)).cloned())
         });
         found.with_context(|| {
@@ -341,19 +372,20 @@ impl Iterator for FlowStream {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let parsed = self.0.next()?.map_err(anyhow::Error::from).and_then(|line| {
-                let parsed = serde_json::from_str::<Response>(&line);
-                parsed.with_context(|| format!("the agent's line: {line}"))
-            });
-            return Some(match parsed {
-                Ok(Response::Flow(flow)) => Ok(flow),
-                Ok(Response::Lost(count)) => {
-                    eprintln!("{count} flow events were lost");
-                    continue;
-                }
-                Ok(other) => Err(anyhow::anyhow!("not a flow: {other:?}")),
-                Err(error) => Err(error),
-            });
+            let response = self.runtime.block_on(self.responses.message());
+            return match response.transpose()? {
+                Ok(response) => match response.response_types {
+                    Some(ResponseTypes::Flow(flow)) => {
+                        Some(from_hubble(&flow).with_context(|| format!("not a flow of Weir's: {flow:?}")))
+                    }
+                    Some(ResponseTypes::LostEvents(lost)) => {
+                        eprintln!("{} flow events were lost", lost.num_events_lost);
+                        continue;
+                    }
+                    other => Some(Err(anyhow::anyhow!("not a flow: {other:?}"))),
+                },
+                Err(status) => Some(Err(status.into())),
+            };
         }
     }
 }

@@ -13,7 +13,7 @@
 //! server.wait_listening()?;
 //! let answer = user.run_testapp(["http-client", &format!("http://{}:8080/", web.v4())])?;
 //! assert!(answer.status.success());
-//! println!("{:?}", agents[0].flows(Default::default())?);
+//! println!("{:?}", agents[0].flows()?);
 //! # Ok(())
 //! # }
 //! ```

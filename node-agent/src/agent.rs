@@ -18,6 +18,7 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
+use weir_hubble::serve::Connections;
 use weir_tunnel::{
     ca::{CertificateAuthority, Issuer},
     certs::{CertificateStore, Settings},
@@ -31,7 +32,7 @@ use crate::{
     datapath::{Datapath, Pins, events, sock_diag},
     enrol::Enrolment,
     flows::FlowLog,
-    kubelet,
+    hubble, kubelet,
     mesh::{Change, Mesh},
     metrics::Metrics,
     netns::NetNs,
@@ -93,7 +94,11 @@ pub async fn run(
     } else {
         Pins::claim_soon(&config.pin_dir)?
     };
-    let socket = api::bind(&config.api.socket)
+    let hubble_port = match &config.hubble {
+        Some(own) => Some(hubble::Port::open(&own.value).await?),
+        None => None,
+    };
+    let socket = api::bind_for(&config.api.socket, config.api.group)
         .with_context(|| format!("the API socket {} cannot be opened", config.api.socket.display()))?;
     let cni = config.cni.as_ref().map(|own| own.value.clone());
     let cni_socket = match &cni {
@@ -185,9 +190,23 @@ pub async fn run(
     if let Some(place) = &config.kubelet_cgroup {
         tasks.spawn(kubelet::look_for(agent.clone(), place.clone(), home.cookie()));
     }
-    tasks.spawn(api::serve(socket, agent.clone()));
+    let records = hubble::Records::new(&agent, config.hubble.as_ref().map(|own| &own.value));
+    let (connections, serving) = Connections::serve(Arc::new(records));
+    tasks.spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "flows are served no more by gRPC");
+        }
+    });
+    let socket = api::Socket {
+        listener: socket,
+        group: config.api.group,
+    };
+    tasks.spawn(api::serve(socket, agent.clone(), connections.clone()));
     if let Some(port) = api_port {
-        tasks.spawn(api::serve(port, agent.clone()));
+        tasks.spawn(api::serve(port, agent.clone(), connections.clone()));
+    }
+    if let Some(port) = hubble_port {
+        tasks.spawn(port.serve(connections));
     }
     tokio::spawn(weir_admin::serve(port, agent.clone()));
     if let (Some(cni), Some(socket)) = (cni.clone(), cni_socket) {

@@ -1,8 +1,11 @@
-//! The local API: JSON lines over a Unix socket that only root can open, or a port on loopback.
+//! The local API over a Unix socket that only root can open, or a port on loopback: JSON lines, and gRPC for flows.
 
 use std::{
     io,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    },
     path::Path,
     sync::Arc,
     time::Duration,
@@ -13,11 +16,15 @@ use tokio::{
         AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
         BufWriter,
     },
-    net::{TcpListener, UnixListener, tcp, unix},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
     time::timeout,
 };
-use weir_types::api::{FlowsRequest, MAX_REQUEST, Request, Response};
+use weir_hubble::{
+    observer::Viewer,
+    serve::{Connections, Io},
+};
+use weir_types::api::{MAX_REQUEST, Request, Response};
 
 use crate::{agent::Agent, explain};
 
@@ -27,14 +34,22 @@ const CLIENTS: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client that takes no more for this long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Records sent before the ring is looked at again: bounds what one reader holds.
-const PAGE: usize = 1024;
+/// Supplementary groups of one process (NGROUPS_MAX of linux/limits.h).
+const MAX_GROUPS: usize = 65_536;
 
 /// Opens the socket: mode 0600 from its first moment, in place of one that a dead agent left.
 ///
 /// # Errors
 /// When another agent serves it, or the folder cannot be written.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    bind_for(path, None)
+}
+
+/// As [`bind`], with mode 0660 for the members of a group.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_for(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -50,7 +65,11 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     // Bound under another name and moved, so that nobody can open it before its mode is set.
     let hidden = path.with_extension(format!("{}.tmp", std::process::id()));
     let listener = UnixListener::bind(&hidden)?;
-    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+    if group.is_some() {
+        std::os::unix::fs::chown(&hidden, None, group)?;
+    }
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(mode))?;
     std::fs::rename(&hidden, path)?;
     Ok(listener)
 }
@@ -58,46 +77,88 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 /// Where clients come from: the socket, or a port. Whoever reaches the port may ask: it is for the loopback of a network
 /// namespace that the agent has for itself.
 pub trait Accept: Sync {
-    /// What a client says.
-    type Read: AsyncRead + Unpin + Send + 'static;
-    /// What it is told.
-    type Write: AsyncWrite + Unpin + Send + 'static;
+    /// What a client is connected by.
+    type Io: Io;
 
     /// The next client.
-    fn client(&self) -> impl Future<Output = io::Result<(Self::Read, Self::Write)>> + Send;
+    fn client(&self) -> impl Future<Output = io::Result<Self::Io>> + Send;
 }
 
-impl Accept for UnixListener {
-    type Read = unix::OwnedReadHalf;
-    type Write = unix::OwnedWriteHalf;
+/// The socket, and which group's members may ask besides root and who runs the agent.
+#[derive(Debug)]
+pub struct Socket {
+    /// Where clients connect.
+    pub listener: UnixListener,
+    /// The group.
+    pub group: Option<u32>,
+}
 
-    async fn client(&self) -> io::Result<(Self::Read, Self::Write)> {
-        Ok(self.accept().await?.0.into_split())
+impl Accept for Socket {
+    type Io = UnixStream;
+
+    async fn client(&self) -> io::Result<UnixStream> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            // The socket's mode says the same; a mode is easily changed.
+            if may_ask(&stream, self.group).unwrap_or(false) {
+                return Ok(stream);
+            }
+            tracing::warn!("a client of the API socket is refused: it is of another user and group");
+        }
     }
 }
 
 impl Accept for TcpListener {
-    type Read = tcp::OwnedReadHalf;
-    type Write = tcp::OwnedWriteHalf;
+    type Io = TcpStream;
 
-    async fn client(&self) -> io::Result<(Self::Read, Self::Write)> {
-        Ok(self.accept().await?.0.into_split())
+    async fn client(&self) -> io::Result<TcpStream> {
+        Ok(self.accept().await?.0)
     }
 }
 
-/// Serves clients, for ever.
-pub async fn serve(listener: impl Accept, agent: Arc<Agent>) {
+fn may_ask(stream: &UnixStream, group: Option<u32>) -> io::Result<bool> {
+    let peer = stream.peer_cred()?;
+    if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(true);
+    }
+    let Some(group) = group else { return Ok(false) };
+    Ok(peer.gid() == group || groups(stream)?.contains(&group))
+}
+
+/// The supplementary groups of who is connected (SO_PEERGROUPS, kernel 4.13).
+fn groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0_u32; MAX_GROUPS];
+    let mut bytes = libc::socklen_t::try_from(groups.len() * size_of::<u32>()).unwrap_or(0);
+    // SAFETY: the buffer has as many bytes as `bytes` says.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERGROUPS,
+            groups.as_mut_ptr().cast(),
+            &raw mut bytes,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    groups.truncate(usize::try_from(bytes).unwrap_or(0) / size_of::<u32>());
+    Ok(groups)
+}
+
+/// Serves clients, for ever: those that speak gRPC are handed on.
+pub async fn serve(listener: impl Accept, agent: Arc<Agent>, hubble: Connections) {
     let clients = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let Ok(permit) = clients.clone().acquire_owned().await else {
             return;
         };
         match listener.client().await {
-            Ok((read, write)) => {
-                let agent = agent.clone();
+            Ok(io) => {
+                let (agent, hubble) = (agent.clone(), hubble.clone());
                 tokio::spawn(async move {
                     // An error here: the client went away.
-                    let _ = answer(read, write, &agent).await;
+                    let _ = client(io, &agent, &hubble).await;
                     drop(permit);
                 });
             }
@@ -107,6 +168,20 @@ pub async fn serve(listener: impl Accept, agent: Arc<Agent>) {
             }
         }
     }
+}
+
+/// Tells a request in JSON from the first bytes of HTTP/2 (RFC 9113, section 3.4).
+async fn client(io: impl Io, agent: &Agent, hubble: &Connections) -> io::Result<()> {
+    let mut io = BufReader::new(io);
+    let first = timeout(REQUEST_TIMEOUT, io.fill_buf()).await;
+    if matches!(&first, Ok(Ok(bytes)) if bytes.first() == Some(&b'P')) {
+        if !hubble.take(io, Viewer::default()).await {
+            tracing::warn!("a client for flows is sent away: there are too many");
+        }
+        return Ok(());
+    }
+    let (read, write) = tokio::io::split(io);
+    answer(read, write, agent).await
 }
 
 async fn answer(
@@ -137,48 +212,9 @@ async fn answer(
             Ok(explanation) => send(&mut out, &Response::Explanation(Box::new(explanation))).await?,
             Err(error) => return refuse(&mut out, &error.to_string()).await,
         },
-        Ok(Request::Flows(request)) => {
-            // A client that hangs up is noticed also while there is nothing to send.
-            let mut sink = [0; 1];
-            tokio::select! {
-                result = flows(&mut out, agent, &request) => result?,
-                _ = read.read(&mut sink), if request.follow => return Ok(()),
-            }
-        }
         Err(error) => return refuse(&mut out, &format!("the request is not understood: {error}")).await,
     }
     flush(&mut out).await
-}
-
-async fn flows(
-    out: &mut BufWriter<impl AsyncWrite + Unpin>,
-    agent: &Agent,
-    request: &FlowsRequest,
-) -> io::Result<()> {
-    let log = &agent.node.flows;
-    let mut newest = log.watch();
-    let mut page = log.page(log.oldest(), request);
-    if let Some(last) = request.last {
-        let last = usize::try_from(last).unwrap_or(usize::MAX);
-        page.flows.drain(..page.flows.len().saturating_sub(last));
-    }
-    let mut lost = log.lost();
-    loop {
-        for flow in page.flows.chunks(PAGE).flatten() {
-            send(out, &Response::Flow((**flow).clone())).await?;
-        }
-        flush(out).await?;
-        if !request.follow || newest.wait_for(|count| *count > page.next).await.is_err() {
-            return Ok(());
-        }
-        page = log.page(page.next, request);
-        let now = log.lost();
-        let missed = page.lost + (now - lost);
-        lost = now;
-        if missed > 0 {
-            send(out, &Response::Lost(missed)).await?;
-        }
-    }
 }
 
 async fn refuse(out: &mut BufWriter<impl AsyncWrite + Unpin>, problem: &str) -> io::Result<()> {

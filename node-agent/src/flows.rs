@@ -14,9 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weir_tunnel::copy::Counters;
-use weir_types::{
-    Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Process, Reason, TrafficDirection, api::FlowsRequest,
-};
+use weir_types::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Process, Reason, TrafficDirection};
 
 use crate::{metrics::Metrics, node::Pod, policy::Judgement};
 
@@ -154,24 +152,24 @@ impl FlowLog {
         ring.next - ring.flows.len() as u64
     }
 
-    /// The records from `from` on that match.
+    /// The records from `from` on, `most` at most.
     #[must_use]
-    pub fn page(&self, from: u64, request: &FlowsRequest) -> Page {
+    pub fn page(&self, from: u64, most: usize) -> Page {
         let ring = self.shared.ring();
         let oldest = ring.next - ring.flows.len() as u64;
         let skip = usize::try_from(from.saturating_sub(oldest)).unwrap_or(usize::MAX);
-        let flows = ring
-            .flows
-            .iter()
-            .skip(skip)
-            .filter(|flow| matches(flow, request))
-            .cloned()
-            .collect();
+        let flows: Vec<_> = ring.flows.iter().skip(skip).take(most).cloned().collect();
         Page {
-            flows,
             lost: oldest.saturating_sub(from),
-            next: ring.next,
+            next: from.max(oldest) + flows.len() as u64,
+            flows,
         }
+    }
+
+    /// How many records are kept at most.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.shared.ring().capacity
     }
 
     /// Told of the number of records whenever it rises.
@@ -244,36 +242,6 @@ impl Shared {
         }
         self.newest.send_replace(ring.next);
     }
-}
-
-/// Whether a flow is what a reader wants. Kinds of filters are AND-ed, values of one kind OR-ed.
-fn matches(flow: &Flow, request: &FlowsRequest) -> bool {
-    let ends = [&flow.source, &flow.destination];
-    let any = |wanted: &[String], matches: &dyn Fn(&FlowPeer, &str) -> bool| {
-        wanted.is_empty()
-            || wanted
-                .iter()
-                .any(|text| ends.iter().any(|end| matches(end, text)))
-    };
-    let ports = [Some(flow.destination.address), flow.original_destination];
-    any(&request.pods, &is_pod)
-        && any(&request.namespaces, &|end, text| {
-            end.namespace.as_deref() == Some(text)
-        })
-        && (request.verdicts.is_empty() || request.verdicts.contains(&flow.verdict))
-        && (request.ports.is_empty()
-            || ports
-                .iter()
-                .flatten()
-                .any(|address| request.ports.contains(&address.port())))
-}
-
-fn is_pod(end: &FlowPeer, text: &str) -> bool {
-    let (namespace, name) = match text.split_once('/') {
-        Some((namespace, name)) => (Some(namespace), name),
-        None => (None, text),
-    };
-    end.pod.as_deref() == Some(name) && (namespace.is_none() || end.namespace.as_deref() == namespace)
 }
 
 // === impl Connection ===

@@ -12,6 +12,7 @@ pub mod datapath;
 pub mod enrol;
 pub mod explain;
 pub mod flows;
+pub mod hubble;
 pub mod inbound;
 pub mod kubelet;
 pub mod mesh;

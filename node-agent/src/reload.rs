@@ -195,11 +195,13 @@ fn ca_files(config: &CaConfig) -> Vec<PathBuf> {
 
 /// The first field that differs among those that hold for the agent's life.
 fn fixed_field(old: &ConfigFile, new: &ConfigFile) -> Option<&'static str> {
+    let hubble = |config: &ConfigFile| config.hubble.as_ref().map(|hubble| hubble.value.clone());
     let cni = |config: &ConfigFile| config.cni.as_ref().map(|cni| cni.value.clone());
     let fields = [
         ("node", old.node.value != new.node.value),
         ("trustDomain", old.trust_domain != new.trust_domain),
         ("cni", cni(old) != cni(new)),
+        ("hubble", hubble(old) != hubble(new)),
         (
             "trustDomainAliases",
             old.trust_domain_aliases != new.trust_domain_aliases,

@@ -284,7 +284,7 @@ fn a_pod_that_takes_anothers_address_or_any_mark_keeps_its_own_identity() {
         );
     }
     for agent in &mesh.agents {
-        for flow in agent.flows(Default::default()).unwrap() {
+        for flow in agent.flows().unwrap() {
             assert_ne!(flow.source.identity, identity("a"), "{flow:?}");
         }
     }
@@ -466,7 +466,7 @@ fn a_process_outside_the_nodes_cgroup_has_no_identity() {
         assert_refused(unseen(&mesh.a, from, itself));
         refused(&mesh, &mesh.a, from, itself, Reason::UnregisteredOwnAddress);
     }
-    let flows = mesh.agent(&mesh.a).flows(Default::default()).unwrap();
+    let flows = mesh.agent(&mesh.a).flows().unwrap();
     let captured = flows
         .iter()
         .find(|flow| flow.direction == TrafficDirection::Egress && flow.source.address.port() == 5000);

@@ -56,7 +56,7 @@ fn a_port_scan_pushes_no_other_pods_decisions_out_of_the_kernel() {
     let through_agent =
         |flow: &Flow| flow.destination.address.port() == FIRST && flow.path == FlowPath::Plaintext;
     weir_lab::poll("both attempts in the agent", weir_lab::PATIENCE, || {
-        let flows = mesh.agent(&mesh.a).flows(Default::default())?;
+        let flows = mesh.agent(&mesh.a).flows()?;
         Ok((flows.iter().filter(|flow| through_agent(flow)).count() == 2).then_some(()))
     })
     .unwrap();

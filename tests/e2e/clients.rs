@@ -48,7 +48,7 @@ fn bound_device_bound_non_blocking_multipath_and_mapped_clients_are_tunnelled() 
         );
     }
     let recorded = || {
-        let flows = mesh.agent(&mesh.a).flows(Default::default()).unwrap();
+        let flows = mesh.agent(&mesh.a).flows().unwrap();
         flows
             .iter()
             .filter(|flow| flow.event == FlowEvent::Close && flow.path == FlowPath::Tunnel)

@@ -12,7 +12,7 @@ use weir_e2e::{
     identity, run, serve,
 };
 use weir_lab::{PATIENCE, Pod, Process, Spawn as _, poll};
-use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection, api::FlowsRequest};
+use weir_types::{FlowEvent, FlowPath, Reason, TrafficDirection};
 
 /// Pods that nobody talks to.
 const MANY: usize = 150;
@@ -412,7 +412,7 @@ fn a_policy_says_what_became_of_it_and_one_that_is_not_understood_denies() {
     );
     poll("the record of what it would refuse", PATIENCE, || {
         assert_eq!(asks(&client, &to), "x");
-        let flows = cluster.agent(&server).flows(FlowsRequest::default())?;
+        let flows = cluster.agent(&server).flows()?;
         let mut would = flows.iter().filter_map(|flow| flow.dry_run.as_ref());
         Ok(would
             .any(|would| would.policy.as_ref() == "shop/rehearsed")

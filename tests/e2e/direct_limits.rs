@@ -398,7 +398,7 @@ fn a_service_is_reached_directly_without_room_among_those_about_to_be_sent() {
     let direct = |least: usize| {
         poll("direct connections", PATIENCE, || {
             assert_eq!(connect(&mesh.a, "10.96.0.10:80")["text"], "x");
-            let flows = mesh.agent(&mesh.a).flows(Default::default())?;
+            let flows = mesh.agent(&mesh.a).flows()?;
             let direct = flows.iter().filter(|flow| {
                 flow.direction == TrafficDirection::Egress
                     && flow.path == FlowPath::Direct
@@ -448,7 +448,7 @@ fn with_a_full_table_of_verdicts_the_agent_decides_each_connection() {
         assert_eq!(connect(&mesh.a, &to)["text"], "");
         assert_eq!(connect(&rival, &to)["text"], "x");
     }
-    let flows = mesh.agent(&mesh.a).flows(Default::default()).unwrap();
+    let flows = mesh.agent(&mesh.a).flows().unwrap();
     assert!(
         flows.iter().all(|flow| flow.path != FlowPath::Direct),
         "nothing was remembered"

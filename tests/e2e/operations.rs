@@ -103,7 +103,7 @@ fn the_command_line_shows_flows_status_and_workloads() {
 fn following_shows_new_flows_and_ends_with_its_reader() {
     let mesh = Mesh::new("follow");
     let (_server, _) = serve(&mesh.c, ["echo-server", "--port", "7000"]);
-    let mut flows = mesh.agents[0].follow(Default::default()).unwrap();
+    let mut flows = mesh.agents[0].follow().unwrap();
     run(&mesh.a, ["echo-client", &format!("{}:7000", mesh.c.v4())])
         .success()
         .unwrap();

@@ -364,7 +364,7 @@ fn a_pod_that_is_not_enrolled_is_untouched() {
         .unwrap();
     let _ = mesh.flow(&mesh.a, TrafficDirection::Egress, FlowEvent::Close, 7000);
     for agent in &mesh.agents {
-        let flows = agent.flows(Default::default()).unwrap();
+        let flows = agent.flows().unwrap();
         let foreign = flows
             .iter()
             .find(|flow| flow.source.address.ip() == IpAddr::from(plain.v4()));
@@ -414,7 +414,7 @@ fn the_agents_own_connections_are_not_captured() {
         .unwrap();
     let _ = mesh.flow(&mesh.a, TrafficDirection::Egress, FlowEvent::Close, 7000);
     for agent in &mesh.agents {
-        for flow in agent.flows(Default::default()).unwrap() {
+        for flow in agent.flows().unwrap() {
             assert_eq!(flow.destination.address.port(), 7000, "{flow:?}");
         }
     }

@@ -195,7 +195,7 @@ fn a_request_that_is_no_connect_to_the_pods_own_address_gets_the_status_that_say
     }
     // The application saw the good request of each connection, and no other.
     let closed = |mesh: &Mesh| {
-        let flows = mesh.agent(&mesh.c).flows(Default::default()).unwrap();
+        let flows = mesh.agent(&mesh.c).flows().unwrap();
         flows.iter().filter(|flow| flow.event == FlowEvent::Close).count()
     };
     weir_lab::poll("the good requests' end", weir_lab::PATIENCE, || {

@@ -118,7 +118,7 @@ fn ended(mesh: &Mesh, from: IpAddr) -> Flow {
     let is_it = |flow: &Flow| flow.reason == Reason::PolicyChanged && flow.source.address.ip() == from;
     let what = format!("the end of the connection from {from}");
     agent.wait_flow(&what, is_it).unwrap();
-    let all = agent.flows(Default::default()).unwrap().into_iter().filter(is_it);
+    let all = agent.flows().unwrap().into_iter().filter(is_it);
     let [one] = <[Flow; 1]>::try_from(all.collect::<Vec<_>>()).expect("one record");
     one
 }
@@ -217,7 +217,7 @@ fn a_policy_that_forbids_one_connection_ends_that_one_within_a_second_and_no_oth
             };
             assert_eq!(flow.direction, direction, "{flow:?}");
         }
-        let all = mesh.agent(&mesh.c).flows(Default::default()).unwrap();
+        let all = mesh.agent(&mesh.c).flows().unwrap();
         let changed = all.iter().filter(|flow| flow.reason == Reason::PolicyChanged);
         assert_eq!(
             changed.count(),

@@ -44,7 +44,7 @@ fn listening(pod: &Pod, port: u16) {
 /// Every connection to the port went through the tunnel, with both identities.
 fn all_tunnelled(mesh: &Mesh, client: &Pod, server: &Pod, port: u16) {
     let _ = mesh.flow(client, TrafficDirection::Egress, FlowEvent::Close, port);
-    let flows = mesh.agent(client).flows(Default::default()).unwrap();
+    let flows = mesh.agent(client).flows().unwrap();
     for flow in flows
         .iter()
         .filter(|flow| flow.destination.address.port() == port)

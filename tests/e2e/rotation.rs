@@ -109,7 +109,7 @@ fn leaves_and_roots_rotate_under_traffic_without_one_failed_connection() {
     let wrong: Vec<_> = mesh
         .agents
         .iter()
-        .flat_map(|agent| agent.flows(Default::default()).unwrap())
+        .flat_map(|agent| agent.flows().unwrap())
         .filter(|flow| flow.reason != weir_types::Reason::None)
         .collect();
     assert!(

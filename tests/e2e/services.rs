@@ -89,7 +89,7 @@ fn the_kernel_picks_each_of_the_endpoints_that_policy_allows_equally_often() {
     let counts = counts(&mesh.a, MANY);
     assert_even(&counts, &["b", "e", "g"]);
     // All but the first went straight to their pod.
-    let flows = mesh.agent(&mesh.a).flows(Default::default()).unwrap();
+    let flows = mesh.agent(&mesh.a).flows().unwrap();
     let direct = flows.iter().filter(|flow| flow.path == FlowPath::Direct).count();
     assert!(
         direct * 10 > flows.len() * 9,

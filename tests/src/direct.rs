@@ -105,7 +105,7 @@ impl Mesh {
         weir_lab::poll("a direct connection", weir_lab::PATIENCE, || {
             let line = run(client, ["connect", to, "--send", "x", "--read", "1"]).json()?;
             assert_eq!(line["connect"], "ok", "{line}");
-            let flows = self.agent(client).flows(Default::default())?;
+            let flows = self.agent(client).flows()?;
             let direct = flows.iter().any(|flow| {
                 flow.direction == TrafficDirection::Egress
                     && flow.path == FlowPath::Direct

@@ -1,7 +1,7 @@
 //! The agent's local API: one JSON request a line over a Unix socket, answered by JSON lines.
 //!
 //! A client connects, writes one [`Request`] and a newline, and reads [`Response`] lines until the agent closes.
-//! `Flows` with `follow` goes on until the client closes.
+//! Flows are asked for by gRPC on the same socket (Hubble's observer).
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use weir_abi::Reason;
 
 use crate::{
-    Flow, FlowVerdict, Identity,
+    Identity,
     explain::{ExplainRequest, Explanation},
 };
 
@@ -24,8 +24,6 @@ pub const MAX_REQUEST: usize = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Request {
-    /// Recorded flows, oldest first.
-    Flows(FlowsRequest),
     /// The agent's state.
     Status,
     /// The workloads that the agent knows.
@@ -34,32 +32,10 @@ pub enum Request {
     Explain(ExplainRequest),
 }
 
-/// Which flows a client wants. Filters of different kinds are AND-ed, values of one kind OR-ed.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct FlowsRequest {
-    /// At most this many of the recorded flows that match, the newest; all if absent.
-    pub last: Option<u64>,
-    /// Go on with new flows.
-    pub follow: bool,
-    /// Pod names, either end; `namespace/name` is understood.
-    pub pods: Vec<String>,
-    /// Namespaces, either end.
-    pub namespaces: Vec<String>,
-    /// Verdicts.
-    pub verdicts: Vec<FlowVerdict>,
-    /// Destination ports, of the destination or as the client asked.
-    pub ports: Vec<u16>,
-}
-
 /// One line of the agent's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Response {
-    /// A flow that matches.
-    Flow(Flow),
-    /// This many flow events were lost before the next flow: overwritten, or dropped by the kernel's ring buffer.
-    Lost(u64),
     /// Answer to `Status`.
     Status(Status),
     /// Answer to `Workloads`, one line each.

@@ -14,9 +14,10 @@ use kube::{
     core::{GroupVersionKind, TypeMeta},
 };
 use serde::de::DeserializeOwned;
+use weir_proto::observer::GetFlowsRequest;
 use weir_types::{
     Flow,
-    api::{FlowsRequest, Request, Response, Status},
+    api::{Request, Response, Status},
 };
 
 use super::{
@@ -26,6 +27,7 @@ use super::{
 use crate::{
     agent::{Agent, Unreachable},
     cluster::{ApiError, Cluster},
+    merge::Item,
     mesh::{GROUP, Switch, VERSION, has_ended, is_enrolled, is_wanted},
 };
 
@@ -204,16 +206,14 @@ fn observed(collected: &Collected) -> HashSet<(String, String)> {
 async fn ask(agent: &Agent) -> anyhow::Result<(Status, Vec<Flow>, u64)> {
     let (mut status, mut flows, mut lost) = (None, Vec::new(), 0);
     // Records first: the count in the state that comes later is no smaller.
-    agent
-        .ask(&Request::Flows(FlowsRequest::default()), |response| {
-            match response {
-                Response::Flow(flow) => flows.push(flow),
-                Response::Lost(count) => lost += count,
-                _ => {}
-            }
-            Ok(())
-        })
-        .await?;
+    let mut responses = agent.flows(GetFlowsRequest::default()).await?;
+    while let Some(response) = responses.message().await? {
+        match Item::of(response, "") {
+            Some(Item::Flow(seen)) => flows.push(seen.flow),
+            Some(Item::Lost(_, count)) => lost += count,
+            Some(Item::Status(_)) | None => {}
+        }
+    }
     agent
         .ask(&Request::Status, |response| {
             if let Response::Status(answer) = response {

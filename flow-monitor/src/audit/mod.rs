@@ -52,7 +52,7 @@ enum Output {
 }
 
 /// `90m`, `24h` or `7d`.
-fn span(text: &str) -> Result<Duration, String> {
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let wrong = || "expected minutes, hours or days: 90m, 24h, 7d".to_owned();
     let units = [('m', 60), ('h', 3600), ('d', 86_400)];
     let (number, seconds) = units

@@ -4,7 +4,7 @@ mod addresses;
 mod input;
 mod istio;
 mod linkerd;
-mod output;
+pub(crate) mod output;
 mod report;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,9 @@ use std::{
 
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
-use weir_types::api::{Request, Response};
+use weir_types::api::Response;
 
+use crate::observer::Said;
 use crate::world::{Ran, World, flow, status, weir};
 
 #[tokio::test]
@@ -63,15 +64,13 @@ async fn recorded_flows_of_all_nodes_come_in_the_order_of_time() {
         return;
     };
     let second = world.cluster.node("second").await;
-    let answer = |node: &'static str, seconds: [i64; 3]| {
-        move |request| match request {
-            Request::Flows(_) => seconds.map(|second| flow(node, second)).to_vec(),
-            _ => vec![],
-        }
-    };
+    let flows = |node: &'static str, seconds: [i64; 3]| seconds.map(|second| flow(node, second)).to_vec();
+    let nothing = |_| vec![];
     let _agents = [
-        world.agent(&first, answer("one", [1, 4, 5])).await,
-        world.agent(&second, answer("other", [2, 3, 6])).await,
+        world.agent_with(&first, flows("one", [1, 4, 5]), nothing).await,
+        world
+            .agent_with(&second, flows("other", [2, 3, 6]), nothing)
+            .await,
     ];
     let times = |ran: &Ran| -> Vec<(String, String)> {
         let lines = ran
@@ -108,9 +107,9 @@ async fn who_follows_sees_all_nodes_and_leaves_nothing_when_interrupted() {
     let names = [first.name_any(), second.name_any()];
     let [one, other] = names.clone();
     let agents = [
-        world.agent(&first, move |_| vec![flow(&one, 2)]).await,
+        world.agent_with(&first, vec![flow(&one, 2)], |_| vec![]).await,
         world
-            .agent(&second, move |_| vec![Response::Lost(7), flow(&other, 1)])
+            .agent_with(&second, vec![Said::Lost(7), flow(&other, 1)], |_| vec![])
             .await,
     ];
     let mut child = world

@@ -5,10 +5,7 @@ use weir_types::api::{Request, Response};
 use crate::world::{World, flow, status};
 
 fn answers(node: &'static str) -> impl Fn(Request) -> Vec<Response> + Send + 'static {
-    move |request| match request {
-        Request::Flows(_) => vec![flow(node, 1)],
-        _ => status(node, &json!({})),
-    }
+    move |_| status(node, &json!({}))
 }
 
 #[tokio::test]
@@ -23,7 +20,9 @@ async fn evidence_is_of_all_nodes_and_says_where_it_is_not() {
         .await;
     let pod = world.cluster.pod(&shop, "web").on(&first);
     pod.annotations(&[("weir.dev/enrolled", "true")]).create().await;
-    let _agent = world.agent(&first, answers("first")).await;
+    let _agent = world
+        .agent_with(&first, vec![flow("first", 1)], answers("first"))
+        .await;
     let arguments = ["audit", "--output", "json", "--since", "36500d"];
     let ran = world.run(&arguments);
     assert_eq!(ran.code, 0, "all agents that there are have answered");
@@ -58,7 +57,9 @@ async fn a_node_with_pods_of_the_mesh_and_no_agent_makes_it_incomplete() {
         return;
     };
     let second = world.cluster.node("second").await;
-    let _agent = world.agent(&first, answers("first")).await;
+    let _agent = world
+        .agent_with(&first, vec![flow("first", 1)], answers("first"))
+        .await;
     let shop = world
         .cluster
         .namespace_with("shop", &[("weir.dev/mesh", "enabled")])

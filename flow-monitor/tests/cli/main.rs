@@ -11,5 +11,6 @@ mod audit;
 mod check;
 mod install;
 mod migrate;
+mod observer;
 mod rollback;
 mod world;

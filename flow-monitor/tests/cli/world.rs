@@ -1,10 +1,10 @@
 //! A cluster with agents that say what a test wants, and the command that asks them.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Write as _},
     net::{SocketAddr, TcpListener},
     process::{Command, Output, Stdio},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::mpsc::{Receiver, channel},
     thread,
 };
 
@@ -13,6 +13,8 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 use weir_api_server::{ApiServer, TestCluster};
 use weir_types::api::{Request, Response};
+
+use crate::observer::{self, Said};
 
 /// The port that agents listen on.
 const PORT: u16 = 15021;
@@ -75,8 +77,18 @@ impl World {
         node: &Node,
         answer: impl Fn(Request) -> Vec<Response> + Send + 'static,
     ) -> Agent {
+        self.agent_with(node, vec![], answer).await
+    }
+
+    /// As [`World::agent`], with flows.
+    pub(crate) async fn agent_with(
+        &self,
+        node: &Node,
+        flows: Vec<Said>,
+        answer: impl Fn(Request) -> Vec<Response> + Send + 'static,
+    ) -> Agent {
         let pod = self.agent_pod(node).await;
-        let agent = Agent::start(answer);
+        let agent = Agent::start(flows, answer);
         self.server()
             .forward(&self.namespace, &pod.name_any(), PORT, agent.address);
         agent
@@ -140,35 +152,32 @@ pub(crate) struct Agent {
     address: SocketAddr,
     /// What it was asked.
     pub(crate) asked: Receiver<Request>,
-    /// One for each client that went away while it was still to be answered.
+    /// One for each client that followed flows and went away.
     pub(crate) left: Receiver<()>,
 }
 
 impl Agent {
-    fn start(answer: impl Fn(Request) -> Vec<Response> + Send + 'static) -> Self {
+    fn start(flows: Vec<Said>, answer: impl Fn(Request) -> Vec<Response> + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let ((asked, questions), (left, leaving)) = (channel(), channel());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
+                let mut first = [0];
+                if stream.peek(&mut first).unwrap() == 1 && first == *b"P" {
+                    observer::serve(stream, flows.clone(), left.clone());
+                    continue;
+                }
                 let mut line = String::new();
                 BufReader::new(stream.try_clone().unwrap())
                     .read_line(&mut line)
                     .unwrap();
                 let request: Request = serde_json::from_str(&line).unwrap();
-                let follows = matches!(&request, Request::Flows(flows) if flows.follow);
                 for response in answer(request.clone()) {
                     writeln!(stream, "{}", serde_json::to_string(&response).unwrap()).unwrap();
                 }
                 let _ = asked.send(request);
-                if follows {
-                    let left: Sender<()> = left.clone();
-                    thread::spawn(move || {
-                        let _ = stream.read(&mut [0]);
-                        let _ = left.send(());
-                    });
-                }
             }
         });
         Self {
@@ -199,9 +208,9 @@ pub(crate) fn status(node: &str, fields: &Value) -> Vec<Response> {
 }
 
 /// A flow that a node recorded at a second.
-pub(crate) fn flow(node: &str, second: i64) -> Response {
+pub(crate) fn flow(node: &str, second: i64) -> Said {
     let time = jiff::Timestamp::from_second(second).unwrap();
-    Response::Flow(
+    Said::Flow(Box::new(
         serde_json::from_value(json!({
             "sequence": 1, "time": time, "node": node, "connection": 1, "event": "open",
             "verdict": "forwarded", "reason": "none", "direction": "egress", "path": "tunnel",
@@ -210,5 +219,5 @@ pub(crate) fn flow(node: &str, second: i64) -> Response {
             "bytesSent": 0, "bytesReceived": 0, "durationUs": 0,
         }))
         .unwrap(),
-    )
+    ))
 }

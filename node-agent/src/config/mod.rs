@@ -1,6 +1,8 @@
 //! The configuration file: its types, documented where they stand; the JSON schema is generated from them.
 
+mod api;
 mod cni;
+mod hubble;
 mod parse;
 mod source;
 mod text;
@@ -20,7 +22,9 @@ use weir_types::TrustDomain;
 
 use crate::{control::Address, kubelet::KubeletCgroup};
 
+pub use api::ApiConfig;
 pub use cni::CniConfig;
+pub use hubble::{HubbleClient, HubbleConfig};
 pub use parse::{ConfigError, parse};
 pub use text::HumanDuration;
 
@@ -75,6 +79,10 @@ pub struct ConfigFile {
     /// The local API that the `weir` command uses. Fixed at start.
     #[serde(default)]
     pub api: ApiConfig,
+    /// The port by which relays and Hubble's tools ask for flows; off if absent. Fixed at start, but for the files that it names.
+    #[serde(default)]
+    #[schemars(with = "Option<HubbleConfig>")]
+    pub hubble: Option<Spanned<HubbleConfig>>,
     /// Metrics and readiness over HTTP. Fixed at start.
     #[serde(default)]
     pub metrics: MetricsConfig,
@@ -184,17 +192,6 @@ pub struct CertificatesConfig {
     /// How long a certificate is valid, from `10s` to `7d`; it is renewed at half of that.
     #[schemars(with = "HumanDuration")]
     pub lifetime: Spanned<HumanDuration>,
-}
-
-/// The local API.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ApiConfig {
-    /// Path of the Unix socket, made with mode 0600.
-    pub socket: PathBuf,
-    /// Address and port on loopback for the same, for where the agent has a network namespace of its own: whoever reaches it
-    /// may ask. Off if absent.
-    pub address: Option<SocketAddr>,
 }
 
 /// Metrics and readiness.
@@ -436,15 +433,6 @@ impl Default for CertificatesConfig {
         let day = HumanDuration(Duration::from_secs(24 * 3600));
         Self {
             lifetime: defaults::nowhere(day),
-        }
-    }
-}
-
-impl Default for ApiConfig {
-    fn default() -> Self {
-        Self {
-            socket: PathBuf::from(weir_types::api::DEFAULT_SOCKET),
-            address: None,
         }
     }
 }

@@ -220,6 +220,10 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
         let checked = cni.value.check(config.control_plane.is_some());
         checked.map_err(|(field, problem)| Problem::new(cni.referenced, field, problem))?;
     }
+    if let Some(hubble) = &config.hubble {
+        let checked = hubble.value.check();
+        checked.map_err(|(field, problem)| Problem::new(hubble.referenced, field, problem))?;
+    }
     let lifetime = &config.certificates.lifetime;
     if lifetime.value.0 < LIFETIME.0 || lifetime.value.0 > LIFETIME.1 {
         return Err(Problem::new(

@@ -10,9 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use weir_e2e::serve;
 use weir_lab::{Agent, Lab, PATIENCE, Pod, PodSpec, Process, Spawn as _, config::SameNodeMode};
-use weir_types::{
-    Flow, FlowEvent, FlowPath, FlowVerdict, PolicyMatch, Reason, TrafficDirection, api::FlowsRequest,
-};
+use weir_types::{Flow, FlowEvent, FlowPath, FlowVerdict, PolicyMatch, Reason, TrafficDirection};
 
 const PORT: u16 = 7000;
 /// Clients bind to ports from here on, below those that the kernel gives, so that each record is known by its port.
@@ -355,10 +353,7 @@ impl Attempt<'_> {
 fn flow(agent: &Agent, since: u64, wanted: impl Fn(&Flow) -> bool) -> Result<Flow> {
     let mut all = Vec::new();
     let found = weir_lab::poll("a record", PATIENCE, || {
-        all = agent.flows(FlowsRequest {
-            last: Some(RECENT),
-            ..FlowsRequest::default()
-        })?;
+        all = agent.last_flows(RECENT)?;
         all.retain(|flow| flow.sequence >= since);
         Ok(all.iter().find(|flow| wanted(flow)).cloned())
     });

@@ -223,7 +223,7 @@ impl Summary {
 fn follow(agents: &[Agent], tell: Narrator) -> Result<Arc<Mutex<Vec<Flow>>>> {
     let flows = Arc::<Mutex<Vec<Flow>>>::default();
     for agent in agents {
-        let stream = agent.follow(weir_types::api::FlowsRequest::default())?;
+        let stream = agent.follow()?;
         let flows = flows.clone();
         // Ends with the agent.
         thread::spawn(move || {

@@ -1,0 +1,119 @@
+//! A server of flows that the user names: an agent, a relay, or any other that speaks Hubble's API.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+use tonic::Streaming;
+use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse};
+
+use crate::target::Usage;
+
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Where flows are asked for.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Another server")]
+pub(crate) struct ServerOptions {
+    /// Ask this server, as a relay: HOST:PORT or unix:///PATH.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) server: Option<String>,
+    /// Use TLS, and trust the roots in this PEM file.
+    #[arg(long, value_name = "FILE", requires = "server")]
+    tls_ca: Option<PathBuf>,
+    /// The PEM file with the client's own certificate.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
+    tls_cert: Option<PathBuf>,
+    /// The PEM file with its key.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The name in the server's certificate, if another than the host.
+    #[arg(long, value_name = "NAME", requires = "tls_ca")]
+    tls_server_name: Option<String>,
+}
+
+impl ServerOptions {
+    /// Asks for flows.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses.
+    pub(crate) async fn flows(
+        &self,
+        request: GetFlowsRequest,
+    ) -> anyhow::Result<Streaming<GetFlowsResponse>> {
+        let server = self.server.as_deref().unwrap_or_default();
+        let mut client = timeout(CONNECT, self.connect(server))
+            .await
+            .map_err(|_| anyhow::anyhow!("{server}: no connection within {CONNECT:?}"))?
+            .with_context(|| server.to_owned())?;
+        let answer = client.get_flows(request).await;
+        Ok(answer
+            .map_err(|status| crate::agent::refusal(&status))?
+            .into_inner())
+    }
+
+    async fn connect(
+        &self,
+        server: &str,
+    ) -> anyhow::Result<weir_proto::observer::observer_client::ObserverClient<tonic::transport::Channel>>
+    {
+        if let Some(path) = server.strip_prefix("unix://") {
+            return Ok(weir_hubble::client::over(UnixStream::connect(path).await?).await?);
+        }
+        let Some((host, _)) = server.rsplit_once(':') else {
+            return Err(Usage("expected HOST:PORT or unix:///PATH".to_owned()).into());
+        };
+        let stream = TcpStream::connect(server).await?;
+        stream.set_nodelay(true)?;
+        let Some(roots) = &self.tls_ca else {
+            return Ok(weir_hubble::client::over(stream).await?);
+        };
+        let name = self.tls_server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())
+            .map_err(|_| Usage(format!("'{name}' is no name of a server")))?;
+        let config = self.tls(roots)?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        Ok(weir_hubble::client::over(stream).await?)
+    }
+
+    fn tls(&self, roots: &PathBuf) -> anyhow::Result<ClientConfig> {
+        let mut trusted = RootCertStore::empty();
+        for root in certificates(roots)? {
+            trusted.add(root)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(trusted);
+        let mut config = match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => {
+                let private = PrivateKeyDer::from_pem_file(key)
+                    .map_err(|error| Usage(format!("{}: {error}", key.display())))?;
+                builder.with_client_auth_cert(certificates(certificate)?, private)?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+}
+
+fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, Usage> {
+    let wrong = |problem: String| Usage(format!("{}: {problem}", path.display()));
+    let found = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
+    let all = found
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| wrong(error.to_string()))?;
+    if all.is_empty() {
+        return Err(wrong("expected a certificate, in PEM form".to_owned()));
+    }
+    Ok(all)
+}

@@ -1,0 +1,29 @@
+//! A client of the observer.
+
+use std::{io, sync::Mutex};
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+use weir_proto::observer::observer_client::ObserverClient;
+
+use crate::serve::Io;
+
+/// Most bytes of one response: a flow with some hundred labels.
+const MAX_RESPONSE: usize = 4 << 20;
+
+/// A client on a connection that is made already. It is not made again: who needs that, asks anew.
+///
+/// # Errors
+/// When the other side does not speak HTTP/2.
+pub async fn over(io: impl Io) -> Result<ObserverClient<Channel>, tonic::transport::Error> {
+    let io = Mutex::new(Some(TokioIo::new(io)));
+    let connector = service_fn(move |_: Uri| {
+        let io = io.lock().ok().and_then(|mut io| io.take());
+        async move { io.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
+    });
+    // Requests say this in `:authority`; the connection leads where it leads.
+    let endpoint = Endpoint::from(Uri::from_static("http://weir-agent"));
+    let channel = endpoint.connect_with_connector(connector).await?;
+    Ok(ObserverClient::new(channel).max_decoding_message_size(MAX_RESPONSE))
+}

@@ -1,0 +1,138 @@
+//! The gRPC server, for connections that somebody else accepts.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::transport::server::{Connected, Server as Grpc};
+use weir_proto::{observer::observer_server::ObserverServer, peer::peer_server::PeerServer};
+
+use crate::observer::{Server, Source, Viewer};
+
+/// Connections at once, of all clients.
+const CONNECTIONS: usize = 1024;
+/// Calls at once on one connection.
+const CALLS: u32 = 64;
+/// Most bytes of a request: filters of some thousand names.
+const MAX_REQUEST: usize = 1 << 20;
+/// Most bytes of a request's headers.
+const MAX_HEADERS: u32 = 16 << 10;
+/// How often a silent connection is asked whether it is alive, and how long it may take to say so.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
+/// Services as health checks name them. The first is what Hubble's tools ask for.
+const SERVICES: [&str; 3] = ["hubble.server.Observer", "observer.Observer", "peer.Peer"];
+
+/// What a client is connected by.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// A connection, and what its client may see.
+pub struct Connection {
+    io: Box<dyn Io>,
+    viewer: Viewer,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Takes connections.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    to: mpsc::Sender<Connection>,
+    permits: Arc<Semaphore>,
+}
+
+// === impl Connections ===
+
+impl Connections {
+    /// Serves what `source` has on all connections that are given, until the last of these is dropped.
+    pub fn serve<S: Source>(
+        source: Arc<S>,
+    ) -> (Self, impl Future<Output = Result<(), tonic::transport::Error>>) {
+        let (to, connections) = mpsc::channel(1);
+        let server = Server::new(source);
+        let incoming = ReceiverStream::new(connections).map(Ok::<_, io::Error>);
+        let serving = async move {
+            let (reporter, health) = tonic_health::server::health_reporter();
+            for service in SERVICES {
+                reporter
+                    .set_service_status(service, tonic_health::ServingStatus::Serving)
+                    .await;
+            }
+            Grpc::builder()
+                .max_concurrent_streams(CALLS)
+                .http2_max_header_list_size(MAX_HEADERS)
+                .http2_keepalive_interval(Some(KEEPALIVE.0))
+                .http2_keepalive_timeout(Some(KEEPALIVE.1))
+                .add_service(health)
+                .add_service(ObserverServer::new(server.clone()).max_decoding_message_size(MAX_REQUEST))
+                .add_service(PeerServer::new(server).max_decoding_message_size(MAX_REQUEST))
+                .serve_with_incoming(incoming)
+                .await
+        };
+        let connections = Self {
+            to,
+            permits: Arc::new(Semaphore::new(CONNECTIONS)),
+        };
+        (connections, serving)
+    }
+
+    /// Serves a client; false if there are too many, or the server has ended.
+    pub async fn take(&self, io: impl Io, viewer: Viewer) -> bool {
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+            return false;
+        };
+        let connection = Connection {
+            io: Box::new(io),
+            viewer,
+            _permit: permit,
+        };
+        self.to.send(connection).await.is_ok()
+    }
+}
+
+// === impl Connection ===
+
+impl Connected for Connection {
+    type ConnectInfo = Viewer;
+
+    fn connect_info(&self) -> Viewer {
+        self.viewer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        from: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, from)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}

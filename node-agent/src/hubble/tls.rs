@@ -1,0 +1,201 @@
+//! TLS of the port for Hubble's tools. These have no SPIFFE identity: certificates are of a small authority of their own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use rustls::{RootCertStore, ServerConfig, ServerConnection, server::WebPkiClientVerifier};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio_rustls::TlsAcceptor;
+use weir_hubble::observer::Viewer;
+use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+
+use crate::config::HubbleConfig;
+
+/// Most bytes of a file.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why a client is refused, or the port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path}: expected {expected}, in PEM form")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What.
+        expected: &'static str,
+    },
+    /// Certificate and key are not usable.
+    #[error("{0}")]
+    Tls(#[from] rustls::Error),
+    /// No verifier can be made of the roots.
+    #[error("the roots: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// The handshake failed.
+    #[error("{0}")]
+    Io(io::Error),
+    /// The client's certificate is of nobody who may ask.
+    #[error("its certificate names {0}, and 'hubble.clients' has no such name")]
+    Client(String),
+}
+
+/// The server's side, made anew when a file changes.
+#[derive(Debug)]
+pub(super) struct Tls {
+    files: [PathBuf; 3],
+    clients: BTreeMap<String, Viewer>,
+    made: Mutex<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
+    config: Arc<ServerConfig>,
+    of: [Option<SystemTime>; 3],
+}
+
+// === impl Tls ===
+
+impl Tls {
+    pub(super) fn new(config: &HubbleConfig) -> Result<Self, TlsError> {
+        let files = [
+            config.certificate.clone(),
+            config.key.clone(),
+            config.roots.clone(),
+        ];
+        let clients = config.clients.iter().map(|client| {
+            let namespaces = client.namespaces.as_ref();
+            let namespaces = namespaces.map(|all| Arc::new(all.iter().cloned().collect::<BTreeSet<_>>()));
+            (client.name.to_ascii_lowercase(), Viewer { namespaces })
+        });
+        let of = changed(&files);
+        Ok(Self {
+            clients: clients.collect(),
+            made: Mutex::new(Made {
+                config: Arc::new(read(&files)?),
+                of,
+            }),
+            files,
+        })
+    }
+
+    /// What accepts a client now.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        // It is whole after each statement, so a panic elsewhere does not spoil it.
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = changed(&self.files);
+        if made.of != of {
+            made.of = of;
+            match read(&self.files) {
+                Ok(config) => {
+                    tracing::info!("the certificate of the port for Hubble was read anew");
+                    made.config = Arc::new(config);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the certificate of the port for Hubble is not taken; the one before stays");
+                }
+            }
+        }
+        made.config.clone().into()
+    }
+
+    /// What the client of a connection may see.
+    pub(super) fn viewer(&self, connection: &ServerConnection) -> Result<Viewer, TlsError> {
+        let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        let names = certificate.map(names).unwrap_or_default();
+        let found = names.iter().find_map(|name| self.clients.get(name));
+        found.cloned().ok_or_else(|| {
+            let names = if names.is_empty() {
+                "nobody".to_owned()
+            } else {
+                names.join(", ")
+            };
+            TlsError::Client(names)
+        })
+    }
+}
+
+/// When files were changed last; `None` of one that is not there.
+fn changed(files: &[PathBuf; 3]) -> [Option<SystemTime>; 3] {
+    files
+        .each_ref()
+        .map(|file| fs::metadata(file).and_then(|meta| meta.modified()).ok())
+}
+
+fn read([certificate, key, roots]: &[PathBuf; 3]) -> Result<ServerConfig, TlsError> {
+    let content = |path: &Path, expected| TlsError::Content {
+        path: path.to_owned(),
+        expected,
+    };
+    let chain = certificates(certificate)?;
+    let key_text = bytes(key)?;
+    let private = PrivateKeyDer::from_pem_slice(&key_text).map_err(|_| content(key, "a private key"))?;
+    let mut trusted = RootCertStore::empty();
+    for root in certificates(roots)? {
+        trusted.add(root)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(trusted), provider.clone()).build()?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, private)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A name that is not allowed any more must not come back with a ticket.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(config)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = bytes(path)?;
+    let all: Vec<_> = CertificateDer::pem_slice_iter(&text).flatten().collect();
+    if all.is_empty() {
+        return Err(TlsError::Content {
+            path: path.to_owned(),
+            expected: "a certificate",
+        });
+    }
+    Ok(all)
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
+    use io::Read as _;
+    let read = || {
+        let mut bytes = Vec::new();
+        fs::File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|source| TlsError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The DNS names of a certificate.
+fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, parsed)) = x509_parser::certificate::X509Certificate::from_der(certificate) else {
+        return Vec::new();
+    };
+    let Ok(Some(names)) = parsed.subject_alternative_name() else {
+        return Vec::new();
+    };
+    let dns = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    });
+    dns.collect()
+}
