@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashSet,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 
 use weir_abi::{FlowKey, Pod};
 use weir_agent::{
-    datapath::{Datapath, Pins, PodHandle, preflight},
+    datapath::{Datapath, Pins, PodHandle, Remember, preflight},
     netns::NetNs,
 };
 
@@ -147,4 +148,47 @@ fn an_unknown_connection_is_not_registered() {
     assert_eq!(datapath.connection_count(), 0);
     assert_eq!(datapath.lost_events(), 0);
     datapath.remove_pod(Some(1), PodHandle(1));
+}
+
+#[test]
+fn what_the_agent_did_not_read_fills_the_ring_buffer_and_what_it_wrote_the_maps() {
+    let place = Place::new("fill");
+    let pins = Pins::claim_soon(&place.mount.path().join("pins")).unwrap();
+    let (datapath, mut events) = Datapath::load(pins, &place.cgroup, Duration::from_secs(60)).unwrap();
+    let ring = || (datapath.event_ring().entries, datapath.event_ring().capacity);
+    assert_eq!(ring(), (0, 1 << 20));
+    let handle = datapath.new_handle().unwrap();
+    let pod = Pod::new(handle.0, &["10.0.0.1".parse().unwrap()]);
+    datapath.attach_pod(&pod, place.netns().as_fd()).unwrap();
+    datapath.insert_pod(1, &pod).unwrap();
+    let entries = |name: &str| {
+        let maps = datapath.maps();
+        let map = maps.iter().find(|map| map.name == name).unwrap();
+        assert!(map.capacity > map.entries, "{map:?}");
+        map.entries
+    };
+    assert_eq!((entries("PODS"), entries("VERDICTS")), (1, 0));
+    let remember = Remember::Pass;
+    let to = "192.0.2.1:80".parse::<SocketAddr>().unwrap();
+    datapath
+        .remember(handle, to.into(), 1, &remember, || true)
+        .unwrap();
+    assert_eq!(entries("VERDICTS"), 1);
+
+    // Nobody registered such a connection: it is refused, and that is reported.
+    for arguments in [
+        &["link", "set", "lo", "up"][..],
+        &["addr", "add", "10.0.0.1/32", "dev", "lo"],
+    ] {
+        run("ip", &[&["-n", &place.name], arguments].concat());
+    }
+    let own = "10.0.0.1:80".parse().unwrap();
+    let refused = place
+        .netns()
+        .run(|| TcpStream::connect_timeout(&own, Duration::from_secs(1)));
+    assert!(refused.unwrap().is_err());
+    let (unread, _) = ring();
+    assert!(unread as usize > size_of::<weir_abi::Event>(), "{unread}");
+    while events.next().is_some() {}
+    assert_eq!(ring().0, 0);
 }
