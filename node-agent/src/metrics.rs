@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::{Encoder as _, Histogram, IntCounter, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use prometheus::{Encoder as _, Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec, Registry, TextEncoder};
 use weir_tunnel::{certs::RenewalObserver, copy::Counters};
 use weir_types::{Flow, FlowEvent, FlowPath, FlowVerdict, Reason, TrafficDirection};
 
@@ -63,6 +63,8 @@ pub struct Metrics {
     pub certificates: IntGauge,
     /// When the first certificate expires, Unix time in seconds.
     pub certificate_expiry: IntGauge,
+    /// The least part of its life that a certificate has left.
+    pub certificate_left: Gauge,
     /// When the oldest certificate began, Unix time in seconds.
     pub certificate_start: IntGauge,
     /// When the first of the trusted roots expires, Unix time in seconds.
@@ -210,6 +212,10 @@ impl Metrics {
             certificate_expiry: gauge(
                 "weir_certificate_expiry_timestamp_seconds",
                 "When the first of this node's certificates expires, Unix time; 0 without any.",
+            ),
+            certificate_left: families.ratio(
+                "weir_certificate_remaining_ratio",
+                "The least part of its life that one of this node's certificates has left; 1 without any.",
             ),
             certificate_start: gauge(
                 "weir_certificate_oldest_start_timestamp_seconds",

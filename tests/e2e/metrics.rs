@@ -198,6 +198,8 @@ fn renewals_of_certificates_are_counted_with_the_age_of_what_they_replace() {
     assert!(issued >= 4.0, "two pods, twice each: {page}");
     assert!(value(&page, "weir_certificate_renewals_total{result=\"failed\"}") == 0.0);
     assert!(value(&page, "weir_certificates") == 2.0, "{page}");
+    let left = value(&page, "weir_certificate_remaining_ratio");
+    assert!(left > 0.0 && left < 1.0, "{page}");
     let (start, expiry) = (
         value(&page, "weir_certificate_oldest_start_timestamp_seconds"),
         value(&page, "weir_certificate_expiry_timestamp_seconds"),

@@ -7,4 +7,5 @@
 )]
 
 mod chart;
+mod monitoring;
 mod rights;

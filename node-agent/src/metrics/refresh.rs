@@ -45,6 +45,11 @@ impl Agent {
         metrics
             .root_expiry
             .set(first(&mut store.roots().iter().map(|root| root.not_after)));
+        let now = Timestamp::now();
+        let left = held
+            .iter()
+            .map(|one| part_left(one.not_before, one.not_after, now));
+        metrics.certificate_left.set(left.fold(1.0, f64::min));
         // Those that are held but could not be renewed, and those that there never were.
         let failing = held.iter().filter(|one| one.problem.is_some()).count() + store.problems().len();
         set(&metrics.certificate_problems, failing as u64);
@@ -65,5 +70,32 @@ impl Agent {
         metrics.fill.records(flows.kept, flows.ring);
         let (used, capacity) = node.descriptors();
         metrics.fill.descriptors(used, capacity);
+    }
+}
+
+/// How much of a life is left: 1 at its start, 0 from its end on.
+fn part_left(start: Timestamp, end: Timestamp, now: Timestamp) -> f64 {
+    let seconds = |from: Timestamp, to: Timestamp| to.duration_since(from).as_secs_f64();
+    let whole = seconds(start, end);
+    if whole <= 0.0 {
+        return 0.0;
+    }
+    (seconds(now, end) / whole).clamp(0.0, 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_part_left_is_of_the_whole_life() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        for (now, left) in [(0, 1.0), (100, 1.0), (125, 0.75), (200, 0.0), (300, 0.0)] {
+            assert!(
+                (part_left(at(100), at(200), at(now)) - left).abs() < 1e-9,
+                "{now}"
+            );
+        }
+        assert!(part_left(at(100), at(100), at(50)) == 0.0);
     }
 }
