@@ -9,6 +9,8 @@ mod layers;
 mod live;
 mod manifest;
 mod policy;
+#[cfg(test)]
+mod properties;
 mod record;
 mod report;
 mod state;
@@ -185,6 +187,12 @@ fn basis(record: &Record, state: &State) -> Basis {
         ));
     }
     for (name, node) in &record.nodes {
+        let own = node.from.zip(node.until);
+        let own = own.map_or(0, |(from, until)| until.as_second() - from.as_second());
+        // The newest records push the oldest out: a busy node's go back less far.
+        if own < SHORT && seconds >= SHORT {
+            weak.push(format!("the records of {name} span {} only", text::span(own)));
+        }
         if node.lost > 0 {
             weak.push(format!(
                 "{} events of {name} were lost, says its agent",

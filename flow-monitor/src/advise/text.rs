@@ -300,8 +300,12 @@ pub(super) fn covers(rule: &AdvisedRule) -> String {
 pub(super) fn attempt(attempt: &Attempt) -> String {
     let last = attempt.last.map_or_else(|| "never".to_owned(), time);
     format!(
-        "{} to {}:{}: {} times, last {last}: {}",
-        attempt.client, attempt.workload, attempt.port, attempt.count, attempt.why
+        "{} to {}:{}: {}, last {last}: {}",
+        attempt.client,
+        attempt.workload,
+        attempt.port,
+        count(attempt.count, "time"),
+        attempt.why
     )
 }
 
@@ -323,7 +327,7 @@ fn time(time: Timestamp) -> String {
     format!("{time:.0}")
 }
 
-fn count(count: u64, what: &str) -> String {
+pub(super) fn count(count: u64, what: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {what}{plural}")
 }

@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 use self::rules::{Atom, Atoms, From, Rule};
 use super::{
     cost::rounded,
-    record::{Client, Id, Pair, Record, Seen, Selection, Sum, address},
+    record::{Client, Effect, Id, Pair, Record, Seen, Selection, Sum, address},
     report::{Advised, AdvisedRule, Attempt, Policy},
     state::State,
+    text,
 };
 use crate::migrate::output::{Head, authorization};
 
@@ -99,6 +100,9 @@ pub(crate) fn policy(record: &Record, state: &State, root: &str) -> Policy {
     for (place, group) in &groups {
         let made = advised(record, state, place, group, &names[place], result.connections);
         result.policies.extend(made);
+    }
+    for attempts in [&mut result.would_deny, &mut result.not_covered] {
+        attempts.sort_by(|a, b| (&a.workload, a.port, &a.client).cmp(&(&b.workload, b.port, &b.client)));
     }
     notes(record, &mut result);
     result
@@ -268,11 +272,12 @@ fn advised(
         .iter()
         .map(|(key, value)| (key.clone(), value.as_str().into()))
         .collect();
-    let workloads: Vec<String> = group
+    let mut workloads: Vec<String> = group
         .workloads
         .iter()
         .map(|id| record.workloads.get(*id).title())
         .collect();
+    workloads.sort();
     let lists = rules::rules(&group.atoms);
     let several = lists.len() > 1;
     let made = (1..).zip(lists).map(|(number, list)| {
@@ -355,13 +360,13 @@ fn about(record: &Record, state: &State, namespace: &str, group: &Group) -> Vec<
     if !group.workloads.iter().any(|id| record.workloads.get(*id).in_mesh) {
         notes.push("no record shows that it is in the mesh: the policy does nothing until it is".to_owned());
     }
+    let mut effects: BTreeMap<&String, Effect> = BTreeMap::new();
+    let own = group.workloads.iter().filter_map(|id| record.policies.get(id));
+    for (policy, effect) in own.flatten() {
+        effects.entry(policy).or_default().merge(*effect);
+    }
     let mut decided = 0;
-    for (policy, effect) in group
-        .workloads
-        .iter()
-        .filter_map(|id| record.policies.get(id))
-        .flatten()
-    {
+    for (policy, effect) in effects {
         let allow = effect.allowed > 0 || effect.not_allowed > 0;
         if allow || effect.refused > 0 {
             decided += 1;
@@ -411,7 +416,8 @@ fn notes(record: &Record, result: &mut Policy) {
     let probes: u64 = record.probes.values().sum();
     if probes > 0 {
         result.notes.push(format!(
-            "{probes} probes of the kubelet need no rule: no policy is asked about them"
+            "{} of the kubelet: no policy is asked about them, and none needs a rule",
+            text::count(probes, "probe")
         ));
     }
 }

@@ -260,6 +260,17 @@ impl Seen {
     }
 }
 
+// === impl Effect ===
+
+impl Effect {
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.allowed += other.allowed;
+        self.refused += other.refused;
+        self.not_allowed += other.not_allowed;
+        self.would_refuse += other.would_refuse;
+    }
+}
+
 /// The identity that the server is shown: a client's node knows it also where nobody else is told.
 fn shown(flow: &Flow) -> Option<&Identity> {
     match flow.path {

@@ -57,9 +57,7 @@ impl Sum {
             self.last = self.last.max(Some(flow.time));
             return;
         }
-        if self.tried.is_none_or(|(time, _)| time <= flow.time) {
-            self.tried = Some((flow.time, flow.reason));
-        }
+        self.try_again(Some((flow.time, flow.reason)));
         // A refusal for a change that no policy made sends the client another way.
         let changed = flow.reason == Reason::PolicyChanged && flow.policy.is_some();
         let refused = matches!(
@@ -105,8 +103,14 @@ impl Sum {
         }
         self.last = self.last.max(other.last);
         self.refused = self.refused.max(other.refused);
-        if other.tried.map(|(time, _)| time) > self.tried.map(|(time, _)| time) {
-            self.tried = other.tried;
+        self.try_again(other.tried);
+    }
+
+    /// Of two at one time, whichever comes first, the same is kept.
+    fn try_again(&mut self, tried: Option<(Timestamp, Reason)>) {
+        let rank = |tried: Option<(Timestamp, Reason)>| tried.map(|(time, reason)| (time, reason as u32));
+        if rank(tried) > rank(self.tried) {
+            self.tried = tried;
         }
     }
 }
