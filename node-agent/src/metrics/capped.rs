@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -31,17 +32,21 @@ pub(super) struct Capped {
     /// How many labels name things.
     names: usize,
     cap: usize,
+    hashes: RandomState,
     known: Mutex<Known>,
 }
 
 #[derive(Debug)]
 struct Known {
-    series: HashMap<Box<[String]>, Entry>,
+    /// By the hash of their labels, so that nothing is allocated to look one up. Two with one hash are as good as never: the
+    /// hash has 64 bits, and a key that nobody knows. The second would be counted under [`OTHER`].
+    series: HashMap<u64, Entry>,
     searched: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    labels: Box<[String]>,
     series: Arc<Series>,
     asked: Instant,
 }
@@ -58,6 +63,7 @@ impl Capped {
             family,
             names,
             cap,
+            hashes: RandomState::new(),
             known: Mutex::new(Known {
                 series: HashMap::new(),
                 searched: None,
@@ -67,55 +73,61 @@ impl Capped {
 
     /// The series with these labels, or the one for what finds no room. To be asked for once a connection, and held.
     pub(super) fn series(&self, labels: &[&str], now: Instant) -> Arc<Series> {
-        let key: Box<[String]> = labels.iter().map(|label| (*label).to_owned()).collect();
+        let hash = self.hashes.hash_one(labels);
         let mut known = self.known();
-        if let Some(entry) = known.series.get_mut(&key) {
-            entry.asked = now;
-            return entry.series.clone();
+        if let Some(entry) = known.series.get_mut(&hash) {
+            if *entry.labels == *labels {
+                entry.asked = now;
+                return entry.series.clone();
+            }
+            return self.other(labels);
         }
         if known.series.len() >= self.cap {
             self.make_room(&mut known, now);
         }
         if known.series.len() >= self.cap {
-            let labels: Vec<&str> = labels
-                .iter()
-                .enumerate()
-                .map(|(place, label)| if place < self.names { OTHER } else { *label })
-                .collect();
-            return Arc::new(Series(self.family.with_label_values(&labels)));
+            return self.other(labels);
         }
         let series = Arc::new(Series(self.family.with_label_values(labels)));
         let entry = Entry {
+            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
             series: series.clone(),
             asked: now,
         };
-        known.series.insert(key, entry);
+        known.series.insert(hash, entry);
         series
+    }
+
+    /// Where what finds no room is counted.
+    fn other(&self, labels: &[&str]) -> Arc<Series> {
+        let mut labels = labels.to_vec();
+        labels[..self.names].fill(OTHER);
+        Arc::new(Series(self.family.with_label_values(&labels)))
     }
 
     /// Forgets the series whose labels are of something that is gone.
     pub(super) fn forget(&self, is_gone: impl Fn(&[String]) -> bool) {
-        self.retain(&mut self.known(), |labels, _| !is_gone(labels));
+        self.retain(&mut self.known(), |entry| !is_gone(&entry.labels));
     }
 
     /// Forgets the series that are idle.
     pub(super) fn forget_idle(&self, now: Instant) {
-        self.retain(&mut self.known(), |_, entry| !entry.is_idle(now));
+        self.retain(&mut self.known(), |entry| !entry.is_idle(now));
     }
 
     fn make_room(&self, known: &mut Known, now: Instant) {
         let is_due = |last: Instant| now.saturating_duration_since(last) >= SEARCH;
         if known.searched.is_none_or(is_due) {
             known.searched = Some(now);
-            self.retain(known, |_, entry| !entry.is_idle(now));
+            self.retain(known, |entry| !entry.is_idle(now));
         }
     }
 
-    fn retain(&self, known: &mut Known, stays: impl Fn(&[String], &Entry) -> bool) {
-        known.series.retain(|labels, entry| {
-            let stays = stays(labels, entry);
+    fn retain(&self, known: &mut Known, stays: impl Fn(&Entry) -> bool) {
+        known.series.retain(|_, entry| {
+            let stays = stays(entry);
             if !stays {
-                let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+                let labels: Vec<&str> = entry.labels.iter().map(String::as_str).collect();
                 // An error: it was not there, which is as well.
                 let _ = self.family.remove_label_values(&labels);
             }
