@@ -6,6 +6,7 @@
     reason = "a failed step is a failed test"
 )]
 
+mod advise;
 mod agents;
 mod audit;
 mod check;
