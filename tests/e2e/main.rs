@@ -2,6 +2,7 @@
 //! flow was recorded.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
+mod advise;
 mod attacks;
 mod budgets;
 mod clients;
