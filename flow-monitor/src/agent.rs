@@ -13,8 +13,10 @@ use tokio::{
     net::UnixStream,
     time::timeout,
 };
-use tonic::Streaming;
-use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse};
+use tonic::{Streaming, transport::Channel};
+use weir_proto::observer::{
+    GetFlowsRequest, GetFlowsResponse, ServerStatusRequest, observer_client::ObserverClient,
+};
 use weir_types::api::{Request, Response};
 
 use crate::{cluster::AgentPod, target::Usage};
@@ -135,18 +137,17 @@ impl Agent {
         }
     }
 
-    /// Asks for flows.
+    /// A client of what serves its flows.
     ///
     /// # Errors
-    /// [`Unreachable`], or that the request is refused.
-    pub(crate) async fn flows(
-        &self,
-        request: GetFlowsRequest,
-    ) -> anyhow::Result<Streaming<GetFlowsResponse>> {
+    /// [`Unreachable`].
+    pub(crate) async fn observer(&self) -> anyhow::Result<ObserverClient<Channel>> {
         let mut opened = self.connect().await?;
         let asking = async {
             let mut client = weir_hubble::client::over(opened.stream).await?;
-            anyhow::Ok(client.get_flows(request).await?.into_inner())
+            // A port-forward is open before what it leads to is.
+            client.server_status(ServerStatusRequest {}).await?;
+            anyhow::Ok(client)
         };
         let asked = match timeout(SILENCE, asking).await {
             Ok(asked) => asked,
@@ -161,12 +162,25 @@ impl Agent {
                 .flatten()
         };
         asked.map_err(|error| match (error.downcast::<tonic::Status>(), why()) {
-            (Ok(status), None) => refusal(&status),
+            (Ok(status), None) if status.code() == tonic::Code::Unimplemented => refusal(&status),
+            (Ok(status), None) => self.unreachable(status.message().to_owned()).into(),
             (_, Some(why)) => self
                 .unreachable(format!("the agent cannot be reached: {}", why.trim()))
                 .into(),
             (Err(error), None) => self.unreachable(format!("{error:#}")).into(),
         })
+    }
+
+    /// Asks for flows.
+    ///
+    /// # Errors
+    /// [`Unreachable`], or that the request is refused.
+    pub(crate) async fn flows(
+        &self,
+        request: GetFlowsRequest,
+    ) -> anyhow::Result<Streaming<GetFlowsResponse>> {
+        let answer = self.observer().await?.get_flows(request).await;
+        Ok(answer.map_err(|status| refusal(&status))?.into_inner())
     }
 
     fn unreachable(&self, why: String) -> Unreachable {

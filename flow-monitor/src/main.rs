@@ -13,11 +13,13 @@ mod merge;
 mod mesh;
 mod migrate;
 mod plugin;
+mod relay;
 mod rollback;
 mod several;
 mod status;
 mod target;
 mod uninstall;
+mod ways;
 mod workloads;
 
 use std::{io, process::ExitCode};
@@ -47,6 +49,7 @@ const EXIT_REFUSED: u8 = 4;
     after_help = "Examples:\n  \
         weir flows --last 20                      the last 20 flows\n  \
         weir flows --follow --verdict denied      refusals as they happen\n  \
+        weir relay                                the flows of all nodes at one address, for Hubble's tools\n  \
         weir status                               pods, programs, certificates, tunnels, errors\n  \
         weir workloads                            every workload that the agent knows\n  \
         weir explain --from web --to api --port 80   what would become of a connection, and why\n  \
@@ -68,6 +71,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Flows(flows::Flows),
+    Relay(relay::Relay),
     Status(status::Status),
     Explain(explain::Explain),
     Workloads(workloads::Workloads),
@@ -124,9 +128,16 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
     let surroundings = Surroundings::look(plugin);
     match arguments.command {
         Command::Flows(flows) if flows.asks_agents() => {
-            flows.run(agents(&options, &surroundings).await?).await?
+            flows.run(agents(&options, &surroundings).await?).await?;
         }
         Command::Flows(flows) => flows.run_elsewhere().await?,
+        Command::Relay(relay) => {
+            let agents = match relay.asks_agents() {
+                true => Some(agents(&options, &surroundings).await?),
+                false => None,
+            };
+            relay.run(&options, agents).await?;
+        }
         Command::Status(status) => status.run(agents(&options, &surroundings).await?).await?,
         Command::Workloads(workloads) => workloads.run(agents(&options, &surroundings).await?).await?,
         Command::Explain(explain) => {

@@ -17,6 +17,20 @@ const MAX_RESPONSE: usize = 4 << 20;
 /// # Errors
 /// When the other side does not speak HTTP/2.
 pub async fn over(io: impl Io) -> Result<ObserverClient<Channel>, tonic::transport::Error> {
+    Ok(observer(channel(io).await?))
+}
+
+/// A client by a channel.
+#[must_use]
+pub fn observer(channel: Channel) -> ObserverClient<Channel> {
+    ObserverClient::new(channel).max_decoding_message_size(MAX_RESPONSE)
+}
+
+/// A channel on a connection that is made already.
+///
+/// # Errors
+/// As [`over`].
+pub async fn channel(io: impl Io) -> Result<Channel, tonic::transport::Error> {
     let io = Mutex::new(Some(TokioIo::new(io)));
     let connector = service_fn(move |_: Uri| {
         let io = io.lock().ok().and_then(|mut io| io.take());
@@ -24,6 +38,5 @@ pub async fn over(io: impl Io) -> Result<ObserverClient<Channel>, tonic::transpo
     });
     // Requests say this in `:authority`; the connection leads where it leads.
     let endpoint = Endpoint::from(Uri::from_static("http://weir-agent"));
-    let channel = endpoint.connect_with_connector(connector).await?;
-    Ok(ObserverClient::new(channel).max_decoding_message_size(MAX_RESPONSE))
+    endpoint.connect_with_connector(connector).await
 }

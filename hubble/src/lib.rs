@@ -10,8 +10,11 @@ pub mod filter;
 pub mod json;
 mod mask;
 pub mod observer;
+pub mod port;
 mod reflect;
+pub mod relay;
 pub mod serve;
+pub mod tls;
 pub mod window;
 
 pub use convert::{Origin, from_hubble, to_hubble};

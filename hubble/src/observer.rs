@@ -1,6 +1,6 @@
 //! Serves the records of one node.
 
-mod answer;
+pub(crate) mod answer;
 mod stream;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -89,7 +89,7 @@ pub struct Server<S> {
 
 impl Viewer {
     /// Of the connection that a request came by. One of which nothing is known sees nothing.
-    fn of<T>(request: &Request<T>) -> Self {
+    pub(crate) fn of<T>(request: &Request<T>) -> Self {
         request
             .extensions()
             .get::<Self>()
@@ -97,6 +97,20 @@ impl Viewer {
             .unwrap_or_else(|| Self {
                 namespaces: Some(Arc::default()),
             })
+    }
+
+    /// Whether anything of a namespace may be seen.
+    #[must_use]
+    pub fn knows(&self, namespace: &str) -> bool {
+        let own = self.namespaces.as_ref();
+        own.is_none_or(|own| own.contains(namespace))
+    }
+
+    /// Whether a flow may be seen that another server recorded.
+    #[must_use]
+    pub fn may_see_hubble(&self, flow: &weir_proto::flow::Flow) -> bool {
+        let ends = [&flow.source, &flow.destination];
+        self.namespaces.is_none() || ends.into_iter().flatten().any(|end| self.knows(&end.namespace))
     }
 
     /// Whether a flow may be seen.

@@ -13,10 +13,19 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tonic::transport::server::{Connected, Server as Grpc};
+use tonic::{
+    service::Routes,
+    transport::{
+        Error,
+        server::{Connected, Server as Grpc},
+    },
+};
 use weir_proto::{observer::observer_server::ObserverServer, peer::peer_server::PeerServer};
 
-use crate::observer::{Server, Source, Viewer};
+use crate::{
+    observer::{Server, Source, Viewer},
+    relay::{Connect, RelayServer},
+};
 
 /// Connections at once, of all clients.
 const CONNECTIONS: usize = 1024;
@@ -54,11 +63,23 @@ pub struct Connections {
 
 impl Connections {
     /// Serves what `source` has on all connections that are given, until the last of these is dropped.
-    pub fn serve<S: Source>(
-        source: Arc<S>,
-    ) -> (Self, impl Future<Output = Result<(), tonic::transport::Error>>) {
-        let (to, connections) = mpsc::channel(1);
+    pub fn serve<S: Source>(source: Arc<S>) -> (Self, impl Future<Output = Result<(), Error>> + use<S>) {
         let server = Server::new(source);
+        let peers = PeerServer::new(server.clone()).max_decoding_message_size(MAX_REQUEST);
+        let observer = ObserverServer::new(server).max_decoding_message_size(MAX_REQUEST);
+        Self::of(Routes::new(peers).add_service(observer))
+    }
+
+    /// Serves what a relay's nodes have.
+    pub fn relay<C: Connect>(
+        relay: RelayServer<C>,
+    ) -> (Self, impl Future<Output = Result<(), Error>> + use<C>) {
+        let observer = ObserverServer::new(relay).max_decoding_message_size(MAX_REQUEST);
+        Self::of(Routes::new(observer))
+    }
+
+    fn of(routes: Routes) -> (Self, impl Future<Output = Result<(), Error>> + use<>) {
+        let (to, connections) = mpsc::channel(1);
         let incoming = ReceiverStream::new(connections).map(Ok::<_, io::Error>);
         let serving = async move {
             let (reporter, health) = tonic_health::server::health_reporter();
@@ -72,9 +93,7 @@ impl Connections {
                 .http2_max_header_list_size(MAX_HEADERS)
                 .http2_keepalive_interval(Some(KEEPALIVE.0))
                 .http2_keepalive_timeout(Some(KEEPALIVE.1))
-                .add_service(health)
-                .add_service(ObserverServer::new(server.clone()).max_decoding_message_size(MAX_REQUEST))
-                .add_service(PeerServer::new(server).max_decoding_message_size(MAX_REQUEST))
+                .add_routes(routes.add_service(health))
                 .serve_with_incoming(incoming)
                 .await
         };

@@ -145,7 +145,7 @@ impl Agent {
     pub fn status(&self) -> Result<Status> {
         let mut responses = self.ask(&Request::Status, Some(API_PATIENCE))?;
         match responses.next().context("the agent answered nothing")?? {
-            Response::Status(status) => Ok(status),
+            Response::Status(status) => Ok(*status),
             other => bail!("not an answer to `status`: {other:?}"),
         }
     }

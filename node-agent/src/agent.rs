@@ -95,7 +95,7 @@ pub async fn run(
         Pins::claim_soon(&config.pin_dir)?
     };
     let hubble_port = match &config.hubble {
-        Some(own) => Some(hubble::Port::open(&own.value).await?),
+        Some(own) => Some(hubble::open(&own.value).await?),
         None => None,
     };
     let socket = api::bind_for(&config.api.socket, config.api.group)

@@ -200,7 +200,7 @@ async fn answer(
         Err(_) => return refuse(&mut out, "no request came in time").await,
     };
     match request {
-        Ok(Request::Status) => send(&mut out, &Response::Status(agent.status())).await?,
+        Ok(Request::Status) => send(&mut out, &Response::Status(Box::new(agent.status()))).await?,
         Ok(Request::Workloads) => {
             for workload in agent.node.mesh.load().status() {
                 let local = agent.node.pod(&workload.uid).is_some();

@@ -35,9 +35,10 @@ pub enum Request {
 /// One line of the agent's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::large_enum_variant, reason = "answers are held one at a time")]
 pub enum Response {
     /// Answer to `Status`.
-    Status(Status),
+    Status(Box<Status>),
     /// Answer to `Workloads`, one line each.
     Workload(WorkloadStatus),
     /// What would become of a connection.

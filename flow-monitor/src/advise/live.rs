@@ -50,7 +50,7 @@ pub(super) async fn state(agents: &Agents, now: Timestamp) -> State {
             Ok(responses) => state
                 .statuses
                 .extend(responses.into_iter().filter_map(|one| match one {
-                    Response::Status(status) => Some(status),
+                    Response::Status(status) => Some(*status),
                     _ => None,
                 })),
             Err(error) => state.missing.push(match agent.node() {

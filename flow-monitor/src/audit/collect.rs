@@ -223,7 +223,7 @@ async fn ask(agent: &Agent) -> anyhow::Result<(Status, Vec<Flow>, u64)> {
         })
         .await?;
     let status = status.ok_or_else(|| anyhow::anyhow!("it closed the connection without an answer"))?;
-    Ok((status, flows, lost))
+    Ok((*status, flows, lost))
 }
 
 fn control_plane(deployment: &Deployment) -> (String, i32) {

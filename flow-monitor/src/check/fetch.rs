@@ -249,7 +249,7 @@ async fn statuses(cluster: &Cluster, pods: &[Pod]) -> Statuses {
         let mut status = Err("it closed the connection without an answer".to_owned());
         let asked = agent.ask(&Request::Status, |response| {
             if let Response::Status(answer) = response {
-                status = Ok(Box::new(answer));
+                status = Ok(answer);
             }
             Ok(())
         });

@@ -11,8 +11,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
-use tonic::Streaming;
-use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse};
+use tonic::{Streaming, transport::Channel};
+use weir_proto::{
+    observer::{GetFlowsRequest, GetFlowsResponse, observer_client::ObserverClient},
+    peer::{ChangeNotification, NotifyRequest, peer_client::PeerClient},
+};
 
 use crate::target::Usage;
 
@@ -28,16 +31,16 @@ pub(crate) struct ServerOptions {
     pub(crate) server: Option<String>,
     /// Use TLS, and trust the roots in this PEM file.
     #[arg(long, value_name = "FILE", requires = "server")]
-    tls_ca: Option<PathBuf>,
+    pub(crate) tls_ca: Option<PathBuf>,
     /// The PEM file with the client's own certificate.
     #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
-    tls_cert: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
     /// The PEM file with its key.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     /// The name in the server's certificate, if another than the host.
     #[arg(long, value_name = "NAME", requires = "tls_ca")]
-    tls_server_name: Option<String>,
+    pub(crate) tls_server_name: Option<String>,
 }
 
 impl ServerOptions {
@@ -49,24 +52,43 @@ impl ServerOptions {
         &self,
         request: GetFlowsRequest,
     ) -> anyhow::Result<Streaming<GetFlowsResponse>> {
-        let server = self.server.as_deref().unwrap_or_default();
-        let mut client = timeout(CONNECT, self.connect(server))
-            .await
-            .map_err(|_| anyhow::anyhow!("{server}: no connection within {CONNECT:?}"))?
-            .with_context(|| server.to_owned())?;
-        let answer = client.get_flows(request).await;
+        let answer = self.client().await?.get_flows(request).await;
         Ok(answer
             .map_err(|status| crate::agent::refusal(&status))?
             .into_inner())
     }
 
-    async fn connect(
-        &self,
-        server: &str,
-    ) -> anyhow::Result<weir_proto::observer::observer_client::ObserverClient<tonic::transport::Channel>>
-    {
+    /// A client of the server.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub(crate) async fn client(&self) -> anyhow::Result<ObserverClient<Channel>> {
+        Ok(weir_hubble::client::observer(self.channel().await?))
+    }
+
+    /// What the server says of others.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or says nothing of them.
+    pub(crate) async fn peers(&self) -> anyhow::Result<Streaming<ChangeNotification>> {
+        let mut client = PeerClient::new(self.channel().await?);
+        let answer = client.notify(NotifyRequest {}).await;
+        Ok(answer
+            .map_err(|status| crate::agent::refusal(&status))?
+            .into_inner())
+    }
+
+    async fn channel(&self) -> anyhow::Result<Channel> {
+        let server = self.server.as_deref().unwrap_or_default();
+        timeout(CONNECT, self.connect(server))
+            .await
+            .map_err(|_| anyhow::anyhow!("{server}: no connection within {CONNECT:?}"))?
+            .with_context(|| server.to_owned())
+    }
+
+    async fn connect(&self, server: &str) -> anyhow::Result<Channel> {
         if let Some(path) = server.strip_prefix("unix://") {
-            return Ok(weir_hubble::client::over(UnixStream::connect(path).await?).await?);
+            return Ok(weir_hubble::client::channel(UnixStream::connect(path).await?).await?);
         }
         let Some((host, _)) = server.rsplit_once(':') else {
             return Err(Usage("expected HOST:PORT or unix:///PATH".to_owned()).into());
@@ -74,14 +96,14 @@ impl ServerOptions {
         let stream = TcpStream::connect(server).await?;
         stream.set_nodelay(true)?;
         let Some(roots) = &self.tls_ca else {
-            return Ok(weir_hubble::client::over(stream).await?);
+            return Ok(weir_hubble::client::channel(stream).await?);
         };
         let name = self.tls_server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())
             .map_err(|_| Usage(format!("'{name}' is no name of a server")))?;
         let config = self.tls(roots)?;
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-        Ok(weir_hubble::client::over(stream).await?)
+        Ok(weir_hubble::client::channel(stream).await?)
     }
 
     fn tls(&self, roots: &PathBuf) -> anyhow::Result<ClientConfig> {

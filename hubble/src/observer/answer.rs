@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::Status;
 use weir_proto::{observer::GetFlowsResponse, peer::ChangeNotification};
@@ -18,7 +18,7 @@ const WAITING: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Changes of peers.
-pub(super) type Changes = ReceiverStream<Result<ChangeNotification, Status>>;
+pub(crate) type Changes = ReceiverStream<Result<ChangeNotification, Status>>;
 
 /// The flows of one request.
 #[derive(Debug)]
@@ -27,20 +27,22 @@ pub struct Answer {
     /// Why it ended early.
     problem: Arc<OnceLock<Status>>,
     ended: bool,
+    /// What it takes a share of, as long as it is read.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Where they are put.
 #[derive(Debug)]
-pub(super) struct Sink {
+pub(crate) struct Sink {
     responses: mpsc::Sender<GetFlowsResponse>,
     problem: Arc<OnceLock<Status>>,
 }
 
 /// The client is gone, or is given up.
 #[derive(Debug)]
-pub(super) struct Gone;
+pub(crate) struct Gone;
 
-pub(super) fn changes() -> (mpsc::Sender<Result<ChangeNotification, Status>>, Changes) {
+pub(crate) fn changes() -> (mpsc::Sender<Result<ChangeNotification, Status>>, Changes) {
     let (sink, changes) = mpsc::channel(WAITING);
     (sink, ReceiverStream::new(changes))
 }
@@ -48,19 +50,26 @@ pub(super) fn changes() -> (mpsc::Sender<Result<ChangeNotification, Status>>, Ch
 // === impl Answer ===
 
 impl Answer {
-    pub(super) fn new() -> (Sink, Self) {
+    pub(crate) fn new() -> (Sink, Self) {
         let (sink, responses) = mpsc::channel(WAITING);
         let problem = Arc::new(OnceLock::new());
         let answer = Self {
             responses,
             problem: problem.clone(),
             ended: false,
+            _permit: None,
         };
         let sink = Sink {
             responses: sink,
             problem,
         };
         (sink, answer)
+    }
+
+    /// Holds a permit as long as it is read.
+    pub(crate) fn with(mut self, permit: OwnedSemaphorePermit) -> Self {
+        self._permit = Some(permit);
+        self
     }
 }
 
@@ -83,7 +92,7 @@ impl Stream for Answer {
 
 impl Sink {
     /// Waits until the client has room for it, but not for ever.
-    pub(super) async fn send(&self, response: GetFlowsResponse) -> Result<(), Gone> {
+    pub(crate) async fn send(&self, response: GetFlowsResponse) -> Result<(), Gone> {
         match self.responses.send_timeout(response, PATIENCE).await {
             Ok(()) => Ok(()),
             Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(Gone),
@@ -96,8 +105,14 @@ impl Sink {
         }
     }
 
+    /// Says why the answer ends early.
+    pub(crate) fn fail(&self, status: Status) {
+        // What was said first counts.
+        let _ = self.problem.set(status);
+    }
+
     /// Waits until the client is gone.
-    pub(super) async fn closed(&self) {
+    pub(crate) async fn closed(&self) {
         self.responses.closed().await;
     }
 }

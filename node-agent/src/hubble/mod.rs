@@ -1,32 +1,20 @@
 //! Flows for Hubble's tools, and for `weir`.
 
 mod peers;
-mod tls;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::sync::Arc;
 
+use anyhow::Context as _;
 use jiff::Timestamp;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use tokio::sync::watch;
 use weir_hubble::{
     Origin,
     observer::{Page, Peers, Source},
-    serve::Connections,
+    port::Port,
+    tls::{Tls, TlsFiles},
 };
 
 use crate::{agent::Agent, config::HubbleConfig, flows::FlowLog};
-use tls::Tls;
-pub use tls::TlsError;
-
-/// How long a client may take for TLS.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at once.
-const HANDSHAKES: usize = 64;
-/// Pause after a failure to accept, as when the agent has no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The records of this agent.
 #[derive(Debug)]
@@ -36,13 +24,6 @@ pub struct Records {
     started: Timestamp,
     flows: FlowLog,
     peers: watch::Receiver<Peers>,
-}
-
-/// The port for Hubble's tools, open.
-#[derive(Debug)]
-pub struct Port {
-    listener: TcpListener,
-    tls: Tls,
 }
 
 // === impl Records ===
@@ -108,75 +89,21 @@ impl Source for Records {
     }
 }
 
-// === impl Port ===
-
-impl Port {
-    /// Opens the port. Its files are read now, so that what is wrong with them is said at the start.
-    ///
-    /// # Errors
-    /// When it cannot be opened, or a file is missing or wrong.
-    pub async fn open(config: &HubbleConfig) -> anyhow::Result<Self> {
-        use anyhow::Context as _;
-        let tls = Tls::new(config).context("hubble")?;
-        let listener = TcpListener::bind(config.address).await;
-        let listener =
-            listener.with_context(|| format!("the port for Hubble {} cannot be opened", config.address))?;
-        Ok(Self { listener, tls })
-    }
-
-    /// Serves clients, for ever.
-    pub async fn serve(self, connections: Connections) {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-        let tls = Arc::new(self.tls);
-        loop {
-            let (stream, peer) = match self.listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "accept failed on the port for Hubble");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-                // Whoever comes now is sent away at once: nobody waits because of strangers.
-                continue;
-            };
-            let (tls, connections) = (tls.clone(), connections.clone());
-            tokio::spawn(async move {
-                let result = timeout(HANDSHAKE_TIMEOUT, handshake(&tls, stream)).await;
-                drop(permit);
-                match result {
-                    Ok(Ok((stream, viewer))) => {
-                        if !connections.take(stream, viewer).await {
-                            tracing::warn!(%peer, "a client for flows is sent away: there are too many");
-                        }
-                    }
-                    Ok(Err(error)) => refused(peer, &error.to_string()),
-                    Err(_) => refused(peer, "the TLS handshake did not finish in time"),
-                }
-            });
-        }
-    }
-}
-
-fn refused(peer: SocketAddr, problem: &str) {
-    tracing::info!(%peer, problem, "a client for flows is refused");
-}
-
-type Accepted = (
-    tokio_rustls::server::TlsStream<TcpStream>,
-    weir_hubble::observer::Viewer,
-);
-
-async fn handshake(tls: &Tls, stream: TcpStream) -> Result<Accepted, TlsError> {
-    stream.set_nodelay(true)?;
-    let accepted = tls.acceptor().accept(stream).await?;
-    let viewer = tls.viewer(accepted.get_ref().1)?;
-    Ok((accepted, viewer))
-}
-
-impl From<io::Error> for TlsError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
+/// Opens the port. Its files are read now, so that what is wrong with them is said at the start.
+///
+/// # Errors
+/// When it cannot be opened, or a file is missing or wrong.
+pub async fn open(config: &HubbleConfig) -> anyhow::Result<Port> {
+    let clients = config.clients.iter();
+    let files = TlsFiles {
+        certificate: config.certificate.clone(),
+        key: config.key.clone(),
+        roots: config.roots.clone(),
+        clients: clients
+            .map(|client| (client.name.clone(), client.namespaces.clone()))
+            .collect(),
+    };
+    let tls = Tls::new(&files).context("hubble")?;
+    let port = Port::open(config.address, Some(tls)).await;
+    port.with_context(|| format!("the port for flows {} cannot be opened", config.address))
 }

@@ -1,4 +1,4 @@
-//! TLS of the port for Hubble's tools. These have no SPIFFE identity: certificates are of a small authority of their own.
+//! Mutual TLS of a port for Hubble's tools. These have no SPIFFE identity: certificates are of a small authority of their own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,10 +11,9 @@ use std::{
 use rustls::{RootCertStore, ServerConfig, ServerConnection, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio_rustls::TlsAcceptor;
-use weir_hubble::observer::Viewer;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
-use crate::config::HubbleConfig;
+use crate::observer::Viewer;
 
 /// Most bytes of a file.
 const MAX_FILE: u64 = 1 << 20;
@@ -48,13 +47,26 @@ pub enum TlsError {
     #[error("{0}")]
     Io(io::Error),
     /// The client's certificate is of nobody who may ask.
-    #[error("its certificate names {0}, and 'hubble.clients' has no such name")]
+    #[error("its certificate names {0}, who may not ask")]
     Client(String),
+}
+
+/// What is needed for it.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// PEM file with the server's certificate, followed by its chain.
+    pub certificate: PathBuf,
+    /// PEM file with its key.
+    pub key: PathBuf,
+    /// PEM file with the roots of clients' certificates.
+    pub roots: PathBuf,
+    /// Who may ask, by a DNS name in the certificate, and for which namespaces; all if none are given.
+    pub clients: Vec<(String, Option<Vec<String>>)>,
 }
 
 /// The server's side, made anew when a file changes.
 #[derive(Debug)]
-pub(super) struct Tls {
+pub struct Tls {
     files: [PathBuf; 3],
     clients: BTreeMap<String, Viewer>,
     made: Mutex<Made>,
@@ -69,16 +81,20 @@ struct Made {
 // === impl Tls ===
 
 impl Tls {
-    pub(super) fn new(config: &HubbleConfig) -> Result<Self, TlsError> {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// When one is missing or wrong.
+    pub fn new(config: &TlsFiles) -> Result<Self, TlsError> {
         let files = [
             config.certificate.clone(),
             config.key.clone(),
             config.roots.clone(),
         ];
-        let clients = config.clients.iter().map(|client| {
-            let namespaces = client.namespaces.as_ref();
+        let clients = config.clients.iter().map(|(name, namespaces)| {
+            let namespaces = namespaces.as_ref();
             let namespaces = namespaces.map(|all| Arc::new(all.iter().cloned().collect::<BTreeSet<_>>()));
-            (client.name.to_ascii_lowercase(), Viewer { namespaces })
+            (name.to_ascii_lowercase(), Viewer { namespaces })
         });
         let of = changed(&files);
         Ok(Self {
@@ -92,7 +108,7 @@ impl Tls {
     }
 
     /// What accepts a client now.
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
         // It is whole after each statement, so a panic elsewhere does not spoil it.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let of = changed(&self.files);
@@ -100,11 +116,11 @@ impl Tls {
             made.of = of;
             match read(&self.files) {
                 Ok(config) => {
-                    tracing::info!("the certificate of the port for Hubble was read anew");
+                    tracing::info!("the certificate of the port for flows was read anew");
                     made.config = Arc::new(config);
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the certificate of the port for Hubble is not taken; the one before stays");
+                    tracing::error!(%error, "the certificate of the port for flows is not taken; the one before stays");
                 }
             }
         }
@@ -112,7 +128,7 @@ impl Tls {
     }
 
     /// What the client of a connection may see.
-    pub(super) fn viewer(&self, connection: &ServerConnection) -> Result<Viewer, TlsError> {
+    pub(crate) fn viewer(&self, connection: &ServerConnection) -> Result<Viewer, TlsError> {
         let certificate = connection.peer_certificates().and_then(<[_]>::first);
         let names = certificate.map(names).unwrap_or_default();
         let found = names.iter().find_map(|name| self.clients.get(name));
@@ -198,4 +214,10 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
         _ => None,
     });
     dns.collect()
+}
+
+impl From<io::Error> for TlsError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }

@@ -1,0 +1,187 @@
+//! `weir relay`: the flows of all nodes at one address.
+
+mod find;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use weir_hubble::{
+    port::Port,
+    relay::{Relay as Merged, RelayServer},
+    serve::Connections,
+    tls::{Tls, TlsFiles},
+};
+
+use crate::{
+    cluster::Agents,
+    flows::ServerOptions,
+    target::{Options, Usage},
+    ways::Ways,
+};
+use find::Find;
+
+/// Serves the flows of all nodes at one address, by Hubble's API: `weir flows --server`, Hubble's command line and its UI are
+/// clients.
+///
+/// Asks the agents that `weir flows` would ask, or those that are named. Nodes that cannot be reached are named to clients, and
+/// tried again.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    weir relay                                      agents of the kubeconfig's cluster, at 127.0.0.1:4245\n  \
+    weir relay --agent n1=unix:///run/weir/n1.sock --agent n2=10.0.0.2:4244 \\\n    \
+        --agent-tls-ca ca.pem --agent-tls-cert relay.pem --agent-tls-key relay.key\n  \
+    weir relay --peers weir-agent.weir-system.svc:4244 --agent-tls-ca ca.pem --agent-tls-cert relay.pem \\\n    \
+        --agent-tls-key relay.key --listen '[::]:4245' --tls-cert tls.pem --tls-key tls.key --tls-client-ca ca.pem \\\n    \
+        --client ui.hubble.weir.dev --client team-a.hubble.weir.dev=shop,cart")]
+pub(crate) struct Relay {
+    /// Where clients ask. Without TLS it must be on loopback.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4245")]
+    listen: SocketAddr,
+    /// Ask this node's agent there: NODE=HOST:PORT or NODE=unix:///PATH.
+    #[arg(long = "agent", value_name = "NODE=ADDRESS", value_parser = node, conflicts_with = "peers")]
+    agents: Vec<(String, String)>,
+    /// Ask this agent which others there are, and then all of them.
+    #[arg(long, value_name = "ADDRESS")]
+    peers: Option<String>,
+    /// Speak TLS to agents, and trust the roots in this PEM file.
+    #[arg(long, value_name = "FILE")]
+    agent_tls_ca: Option<PathBuf>,
+    /// The PEM file with the relay's own certificate towards agents.
+    #[arg(long, value_name = "FILE", requires_all = ["agent_tls_ca", "agent_tls_key"])]
+    agent_tls_cert: Option<PathBuf>,
+    /// The PEM file with its key.
+    #[arg(long, value_name = "FILE", requires = "agent_tls_cert")]
+    agent_tls_key: Option<PathBuf>,
+    /// The name in the certificate of the agent of --peers, if another than the host.
+    #[arg(long, value_name = "NAME", requires_all = ["agent_tls_ca", "peers"])]
+    agent_tls_server_name: Option<String>,
+    /// The PEM file with the certificate for clients. Read again when it changes.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_client_ca", "clients"])]
+    tls_cert: Option<PathBuf>,
+    /// The PEM file with its key.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The PEM file with the roots that clients' certificates must chain to.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// A DNS name in the certificate of a client that may ask, and for which namespaces: NAME or NAME=NAMESPACE,...
+    #[arg(long = "client", value_name = "NAME", value_parser = client, requires = "tls_cert")]
+    clients: Vec<Client>,
+}
+
+type Client = (String, Option<Vec<String>>);
+
+fn node(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((node, address)) if !node.is_empty() && !address.is_empty() => {
+            Ok((node.to_owned(), address.to_owned()))
+        }
+        _ => Err("expected NODE=HOST:PORT or NODE=unix:///PATH".to_owned()),
+    }
+}
+
+fn client(text: &str) -> Result<Client, String> {
+    let (name, namespaces) = match text.split_once('=') {
+        Some((name, namespaces)) => (name, Some(namespaces)),
+        None => (text, None),
+    };
+    rustls_pki_types::DnsName::try_from(name.trim_start_matches("*.")).map_err(|_| "expected a DNS name")?;
+    let namespaces = namespaces.map(|all| all.split(',').map(str::to_owned).collect::<Vec<_>>());
+    if namespaces
+        .as_ref()
+        .is_some_and(|all| all.iter().any(String::is_empty))
+    {
+        return Err("expected names of namespaces, with commas between them".to_owned());
+    }
+    Ok((name.to_owned(), namespaces))
+}
+
+impl Relay {
+    /// Whether agents are to be found: none are named.
+    pub(crate) fn asks_agents(&self) -> bool {
+        self.agents.is_empty() && self.peers.is_none()
+    }
+
+    /// Serves until it is stopped.
+    pub(crate) async fn run(self, options: &Options, agents: Option<Agents>) -> anyhow::Result<()> {
+        let tls = self.tls()?;
+        if tls.is_none() && !self.listen.ip().is_loopback() {
+            return Err(Usage(format!(
+                "--listen {}: without TLS the relay listens on loopback only; give --tls-cert, --tls-key, \
+                 --tls-client-ca and --client",
+                self.listen
+            ))
+            .into());
+        }
+        let (ways, find) = self.find(options, agents).await?;
+        let port = Port::open(self.listen, tls).await;
+        let port = port.with_context(|| format!("{} cannot be opened", self.listen))?;
+        let address = port.address()?;
+        let nodes = ways.nodes();
+        let relay = Merged::new(ways, nodes);
+        anstream::eprintln!(
+            "weir: serving the flows of {} nodes at {address}",
+            relay.nodes().len()
+        );
+        let (connections, serving) = Connections::relay(RelayServer::new(relay, env!("CARGO_PKG_VERSION")));
+        tokio::select! {
+            served = serving => served.context("flows are served no more")?,
+            () = port.serve(connections) => {}
+            () = find.keep() => {}
+            signal = stopped() => signal?,
+        }
+        Ok(())
+    }
+
+    fn tls(&self) -> anyhow::Result<Option<Tls>> {
+        let (Some(certificate), Some(key), Some(roots)) =
+            (&self.tls_cert, &self.tls_key, &self.tls_client_ca)
+        else {
+            return Ok(None);
+        };
+        let files = TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            roots: roots.clone(),
+            clients: self.clients.clone(),
+        };
+        Ok(Some(Tls::new(&files).map_err(|error| Usage(error.to_string()))?))
+    }
+
+    fn agent(&self, address: &str, server_name: Option<&str>) -> ServerOptions {
+        ServerOptions {
+            server: Some(address.to_owned()),
+            tls_ca: self.agent_tls_ca.clone(),
+            tls_cert: self.agent_tls_cert.clone(),
+            tls_key: self.agent_tls_key.clone(),
+            tls_server_name: server_name.map(str::to_owned),
+        }
+    }
+
+    async fn find(&self, options: &Options, agents: Option<Agents>) -> anyhow::Result<(Ways, Find)> {
+        if let Some(peers) = &self.peers {
+            let server = self.agent(peers, self.agent_tls_server_name.as_deref());
+            return Find::peers(server).await;
+        }
+        match agents {
+            Some(agents) => Ok(Find::agents(options, agents)),
+            None => {
+                Ok(Find::named(self.agents.iter().map(|(node, address)| {
+                    (node.clone(), self.agent(address, None))
+                })))
+            }
+        }
+    }
+}
+
+/// Waits until the relay is told to stop.
+async fn stopped() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

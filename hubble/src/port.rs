@@ -1,0 +1,108 @@
+//! A port at which clients ask for flows.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+
+use crate::{
+    observer::Viewer,
+    serve::Connections,
+    tls::{Tls, TlsError},
+};
+
+/// How long a client may take for TLS.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes at once.
+const HANDSHAKES: usize = 64;
+/// Pause after a failure to accept, as when the agent has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The port, open.
+#[derive(Debug)]
+pub struct Port {
+    listener: TcpListener,
+    /// None: whoever reaches the port may see everything.
+    tls: Option<Tls>,
+}
+
+// === impl Port ===
+
+impl Port {
+    /// Opens it. Without TLS whoever reaches it may ask: that is for loopback.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub async fn open(address: SocketAddr, tls: Option<Tls>) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        Ok(Self { listener, tls })
+    }
+
+    /// Where it is.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves clients, for ever.
+    pub async fn serve(self, connections: Connections) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let tls = self.tls.map(Arc::new);
+        loop {
+            let (stream, peer) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed on the port for flows");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let connections = connections.clone();
+            let Some(tls) = tls.clone() else {
+                tokio::spawn(async move {
+                    let _ = stream.set_nodelay(true);
+                    let taken = connections.take(stream, Viewer::default()).await;
+                    told(peer, taken);
+                });
+                continue;
+            };
+            let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+                // Whoever comes now is sent away at once: nobody waits because of strangers.
+                continue;
+            };
+            tokio::spawn(async move {
+                let result = timeout(HANDSHAKE_TIMEOUT, handshake(&tls, stream)).await;
+                drop(permit);
+                match result {
+                    Ok(Ok((stream, viewer))) => told(peer, connections.take(stream, viewer).await),
+                    Ok(Err(error)) => refused(peer, &error.to_string()),
+                    Err(_) => refused(peer, "the TLS handshake did not finish in time"),
+                }
+            });
+        }
+    }
+}
+
+fn told(peer: SocketAddr, taken: bool) {
+    if !taken {
+        tracing::warn!(%peer, "a client for flows is sent away: there are too many");
+    }
+}
+
+fn refused(peer: SocketAddr, problem: &str) {
+    tracing::info!(%peer, problem, "a client for flows is refused");
+}
+
+type Accepted = (tokio_rustls::server::TlsStream<TcpStream>, Viewer);
+
+async fn handshake(tls: &Tls, stream: TcpStream) -> Result<Accepted, TlsError> {
+    stream.set_nodelay(true)?;
+    let accepted = tls.acceptor().accept(stream).await?;
+    let viewer = tls.viewer(accepted.get_ref().1)?;
+    Ok((accepted, viewer))
+}
