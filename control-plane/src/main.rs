@@ -132,6 +132,7 @@ impl From<Arguments> for Options {
             settings: Settings {
                 cluster: arguments.cluster,
                 domain: arguments.cluster_domain,
+                trust_domain: arguments.trust_domain.clone(),
                 root_namespace: arguments.root_namespace,
             },
             account: AgentAccount {

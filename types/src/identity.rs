@@ -60,6 +60,13 @@ impl TrustDomain {
     }
 }
 
+impl Default for TrustDomain {
+    /// `cluster.local`, as Istio's.
+    fn default() -> Self {
+        Self("cluster.local".into())
+    }
+}
+
 impl FromStr for TrustDomain {
     type Err = IdentityError;
 

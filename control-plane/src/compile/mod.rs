@@ -16,6 +16,7 @@ use std::{
 };
 
 use weir_proto::ResourceType;
+use weir_types::TrustDomain;
 
 use crate::{
     ads::{Change, Resource},
@@ -36,6 +37,8 @@ pub struct Settings {
     pub cluster: String,
     /// The domain of services' names.
     pub domain: String,
+    /// The trust domain of all workloads.
+    pub trust_domain: TrustDomain,
     /// The namespace whose policies without selector are the mesh's.
     pub root_namespace: String,
 }
@@ -101,6 +104,7 @@ impl Default for Settings {
         Self {
             cluster: "Kubernetes".to_owned(),
             domain: "cluster.local".to_owned(),
+            trust_domain: TrustDomain::default(),
             root_namespace: "weir-system".to_owned(),
         }
     }
@@ -370,6 +374,7 @@ impl Compiler {
         };
         let surroundings = Surroundings {
             cluster: &self.settings.cluster,
+            trust_domain: &self.settings.trust_domain,
             name,
             pod,
             node: self.nodes.get(&pod.node),

@@ -12,8 +12,12 @@ use weir_proto::{
     weir::node::v1 as node,
 };
 
+use weir_types::TrustDomain;
+
 use crate::cluster::{Node, ObjectName, Pod, Switch};
 
+/// The trust domain that Istio has unless told otherwise.
+const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Labels that name the application that a pod belongs to, the first that is there.
 const APPLICATION: [&str; 4] = [
     "service.istio.io/canonical-name",
@@ -34,6 +38,7 @@ const ABOUT: &str = "about";
 /// What a workload's message is made of besides the pod.
 pub(super) struct Surroundings<'a> {
     pub(super) cluster: &'a str,
+    pub(super) trust_domain: &'a TrustDomain,
     pub(super) name: &'a ObjectName,
     pub(super) pod: &'a Pod,
     pub(super) node: Option<&'a Node>,
@@ -64,6 +69,11 @@ impl Surroundings<'_> {
             namespace: self.name.namespace.to_string(),
             addresses: self.addresses.iter().copied().map(address_bytes).collect(),
             tunnel_protocol: self.tunnel().into(),
+            // Left out it is Istio's default to a ztunnel, and the mesh's to an agent.
+            trust_domain: match self.trust_domain.as_str() {
+                DEFAULT_TRUST_DOMAIN => String::new(),
+                own => own.to_owned(),
+            },
             service_account: pod.service_account.to_string(),
             node: pod.node.to_string(),
             canonical_name: label(&APPLICATION).unwrap_or_else(|| workload_name.clone()),
@@ -154,5 +164,53 @@ impl Surroundings<'_> {
             addresses: self.addresses.iter().copied().map(address_bytes).collect(),
             probe_ports: self.pod.probe_ports.iter().copied().map(u32::from).collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_and_other_node_proxies_need_to_know_of_a_workload_is_told() {
+        let pod = Pod {
+            uid: "1".into(),
+            created: 0,
+            node: "n1".into(),
+            service_account: "web".into(),
+            addresses: Vec::new(),
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+            switch: None,
+            host_network: false,
+            unfit: None,
+            enrolled: false,
+            probe_ports: Vec::new(),
+            owner: None,
+        };
+        for (domain, told) in [("cluster.local", ""), ("example.org", "example.org")] {
+            let name = ObjectName::new("shop", "web-0");
+            let surroundings = Surroundings {
+                cluster: "Kubernetes",
+                trust_domain: &domain.parse().unwrap(),
+                name: &name,
+                pod: &pod,
+                node: None,
+                switch: Switch::Disabled,
+                addresses: &[],
+                services: BTreeMap::new(),
+                policies: Vec::new(),
+            };
+            let Some(Type::Workload(workload)) = surroundings.message().r#type else {
+                panic!("a workload");
+            };
+            assert_eq!(workload.trust_domain, told);
+            let extension = &workload.extensions[0];
+            assert_eq!(extension.name, "about");
+            let about = node::About::decode(extension.config.clone().unwrap().value).unwrap();
+            assert_eq!(
+                (about.labels["app"].as_str(), about.workload_kind.as_str()),
+                ("web", "Pod")
+            );
+        }
     }
 }
