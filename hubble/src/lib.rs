@@ -10,6 +10,7 @@ pub mod filter;
 pub mod json;
 mod mask;
 pub mod observer;
+pub mod pairs;
 pub mod port;
 mod reflect;
 pub mod relay;
