@@ -18,6 +18,7 @@ mod rollback;
 mod several;
 mod status;
 mod target;
+mod top;
 mod uninstall;
 mod ways;
 mod workloads;
@@ -49,6 +50,7 @@ const EXIT_REFUSED: u8 = 4;
     after_help = "Examples:\n  \
         weir flows --last 20                      the last 20 flows\n  \
         weir flows --follow --verdict denied      refusals as they happen\n  \
+        weir top                                  who talks to whom, live\n  \
         weir relay                                the flows of all nodes at one address, for Hubble's tools\n  \
         weir status                               pods, programs, certificates, tunnels, errors\n  \
         weir workloads                            every workload that the agent knows\n  \
@@ -71,6 +73,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Flows(flows::Flows),
+    Top(top::Top),
     Relay(relay::Relay),
     Status(status::Status),
     Explain(explain::Explain),
@@ -131,6 +134,13 @@ async fn run(arguments: Arguments, plugin: bool) -> anyhow::Result<ExitCode> {
             flows.run(agents(&options, &surroundings).await?).await?;
         }
         Command::Flows(flows) => flows.run_elsewhere().await?,
+        Command::Top(top) => {
+            let agents = match top.asks_agents() {
+                true => Some(agents(&options, &surroundings).await?),
+                false => None,
+            };
+            top.run(agents).await?;
+        }
         Command::Relay(relay) => {
             let agents = match relay.asks_agents() {
                 true => Some(agents(&options, &surroundings).await?),

@@ -19,7 +19,7 @@ use crate::{
     several::complain,
     target::Usage,
 };
-use filters::Filters;
+pub(crate) use filters::Filters;
 use output::Printer;
 pub(crate) use server::ServerOptions;
 

@@ -2,10 +2,11 @@
 
 mod find;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use weir_hubble::{
     port::Port,
     relay::{Relay as Merged, RelayServer},
@@ -114,6 +115,7 @@ impl Relay {
             ))
             .into());
         }
+        let mut stop = stop_signals()?;
         let (ways, find) = self.find(options, agents).await?;
         let port = Port::open(self.listen, tls).await;
         let port = port.with_context(|| format!("{} cannot be opened", self.listen))?;
@@ -129,7 +131,7 @@ impl Relay {
             served = serving => served.context("flows are served no more")?,
             () = port.serve(connections) => {}
             () = find.keep() => {}
-            signal = stopped() => signal?,
+            () = stop.stopped() => {}
         }
         Ok(())
     }
@@ -175,13 +177,26 @@ impl Relay {
     }
 }
 
-/// Waits until the relay is told to stop.
-async fn stopped() -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// SIGINT and SIGTERM.
+pub(crate) struct StopSignals(Signal, Signal);
+
+/// To hear when the program is told to stop.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn stop_signals() -> io::Result<StopSignals> {
+    Ok(StopSignals(
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    ))
+}
+
+impl StopSignals {
+    /// Waits for one of them.
+    pub(crate) async fn stopped(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
     }
-    Ok(())
 }
