@@ -34,5 +34,6 @@ mod programs;
 mod rotation;
 mod servers;
 mod services;
+mod top;
 mod volume;
 mod ztunnel_client;

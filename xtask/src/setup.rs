@@ -22,6 +22,7 @@ const PROGRAMS: [&str; 11] = [
     "nginx",
     "pgbench",
     "promtool",
+    "tmux",
     "python3",
     "redis-benchmark",
     "redis-server",
