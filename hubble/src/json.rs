@@ -2,9 +2,10 @@
 
 use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, SerializeOptions};
-use weir_proto::observer::GetFlowsResponse;
+use weir_proto::observer::{GetFlowsResponse, get_flows_response::ResponseTypes};
+use weir_types::Flow;
 
-use crate::reflect;
+use crate::{Origin, reflect, to_hubble};
 
 const RESPONSE: &str = "observer.GetFlowsResponse";
 
@@ -34,6 +35,19 @@ pub fn to_line(response: &GetFlowsResponse) -> Result<String, JsonError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// A record in one line.
+///
+/// # Errors
+/// As [`to_line`].
+pub fn flow_to_line(flow: &Flow, origin: &Origin) -> Result<String, JsonError> {
+    let hubble = to_hubble(flow, origin);
+    to_line(&GetFlowsResponse {
+        node_name: flow.node.clone(),
+        time: hubble.time,
+        response_types: Some(ResponseTypes::Flow(hubble)),
+    })
+}
+
 /// A response of a line. What this version does not know is left out: files may be of newer ones.
 ///
 /// # Errors
@@ -46,3 +60,6 @@ pub fn of_line(line: &str) -> Result<GetFlowsResponse, JsonError> {
     deserializer.end()?;
     Ok(GetFlowsResponse::decode(&*message.encode_to_vec())?)
 }
+
+#[cfg(test)]
+mod tests;

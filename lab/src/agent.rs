@@ -93,6 +93,12 @@ impl Agent {
             .unwrap_or_default()
     }
 
+    /// What it has printed.
+    #[must_use]
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.process().stdout()).into_owned()
+    }
+
     /// Waits until it says that it is ready.
     ///
     /// # Errors

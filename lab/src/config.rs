@@ -35,6 +35,9 @@ pub struct AgentConfig {
     pub pin_dir: PathBuf,
     /// The local API.
     pub api: ApiConfig,
+    /// The port for Hubble's tools, as it stands in the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hubble: Option<Value>,
     /// Metrics and readiness.
     pub metrics: MetricsConfig,
     /// Where policies without a selector are the whole mesh's; [`ROOT_NAMESPACE`] unless set.
@@ -55,6 +58,9 @@ pub struct AgentConfig {
     /// The cgroup of the kubelet, whose probes reach pods in plaintext.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubelet_cgroup: Option<PathBuf>,
+    /// Recorded flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows: Option<Value>,
     /// Pods of this node.
     pub pods: Vec<PodConfig>,
     /// Workloads of the mesh.
@@ -115,6 +121,9 @@ pub struct CertificatesConfig {
 pub struct ApiConfig {
     /// Its Unix socket.
     pub socket: PathBuf,
+    /// The number of a group whose members may ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
 }
 
 /// Metrics and readiness.
@@ -336,7 +345,9 @@ mod tests {
             pin_dir: "/sys/fs/bpf/node1".into(),
             api: ApiConfig {
                 socket: "/run/node1.sock".into(),
+                group: None,
             },
+            hubble: None,
             metrics: MetricsConfig {
                 address: ([127, 0, 0, 1], 15020).into(),
             },
@@ -346,6 +357,7 @@ mod tests {
             same_node: None,
             verdict_lease: None,
             kubelet_cgroup: None,
+            flows: None,
             pods: Vec::new(),
             workloads: Vec::new(),
             services: Vec::new(),

@@ -252,7 +252,9 @@ impl Lab {
             pin_dir: self.run.bpffs().join(node.name()),
             api: ApiConfig {
                 socket: folder.join(format!("{}.sock", node.name())),
+                group: None,
             },
+            hubble: None,
             metrics: MetricsConfig {
                 address: ([127, 0, 0, 1], 15020).into(),
             },
@@ -262,6 +264,7 @@ impl Lab {
             same_node: None,
             verdict_lease: None,
             kubelet_cgroup: None,
+            flows: None,
             pods: members()
                 .filter(|pod| pod.node == node.number)
                 .map(Pod::config)

@@ -18,7 +18,7 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
-use weir_hubble::serve::Connections;
+use weir_hubble::{observer::Source as _, serve::Connections};
 use weir_tunnel::{
     ca::{CertificateAuthority, Issuer},
     certs::{CertificateStore, Settings},
@@ -31,6 +31,7 @@ use crate::{
     control::{self, ControlPlane, RemoteIssuer, State},
     datapath::{Datapath, Pins, events, sock_diag},
     enrol::Enrolment,
+    export,
     flows::FlowLog,
     hubble, kubelet,
     mesh::{Change, Mesh},
@@ -191,6 +192,13 @@ pub async fn run(
         tasks.spawn(kubelet::look_for(agent.clone(), place.clone(), home.cookie()));
     }
     let records = hubble::Records::new(&agent, config.hubble.as_ref().map(|own| &own.value));
+    export::start(
+        &config.flows.value,
+        &agent.node.flows,
+        &agent.node.metrics,
+        records.origin(),
+    )
+    .context("flows cannot be written")?;
     let (connections, serving) = Connections::serve(Arc::new(records));
     tasks.spawn(async move {
         if let Err(error) = serving.await {

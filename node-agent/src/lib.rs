@@ -11,6 +11,7 @@ pub mod control;
 pub mod datapath;
 pub mod enrol;
 pub mod explain;
+pub mod export;
 pub mod flows;
 pub mod hubble;
 pub mod inbound;

@@ -17,7 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::{Encoder as _, Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 use weir_tunnel::{certs::RenewalObserver, copy::Counters};
 use weir_types::{Flow, FlowEvent, FlowPath, FlowVerdict, Reason, TrafficDirection};
 
@@ -41,6 +43,10 @@ pub struct Metrics {
     fill: Fill,
     /// Events lost before they became flow records, or overwritten unread.
     pub flows_lost: IntCounter,
+    /// Records that were written to a file or the access log, by which of them.
+    pub exported: IntCounterVec,
+    /// Records that should have been, and were not.
+    pub export_dropped: IntCounterVec,
     /// Events that found no room in the kernel's ring buffer; counted among the former too.
     pub kernel_events_lost: IntCounter,
     /// Pods enrolled now.
@@ -174,6 +180,16 @@ impl Metrics {
                 AGES,
             ),
             fill: Fill::new(&families),
+            exported: families.counters(
+                "weir_flows_exported_total",
+                "Flow records handed to the file (file) or the access log (access-log).",
+                &["to"],
+            ),
+            export_dropped: families.counters(
+                "weir_flows_export_dropped_total",
+                "Flow records overwritten before they could be written, or that could not be written.",
+                &["to"],
+            ),
             flows_lost: counter(
                 "weir_flows_lost_total",
                 "Flow events lost before anybody could read them.",

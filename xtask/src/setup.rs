@@ -14,7 +14,7 @@ use crate::steps::{cargo, output, root, run, step, tools};
 const BPF_LINKER: &str = "0.10.3";
 
 /// Programs that tests run; `.ci/install-test-programs` knows the packages.
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 12] = [
     "curl",
     "ip",
     "iperf3",

@@ -2,6 +2,7 @@
 
 mod api;
 mod cni;
+mod flows;
 mod hubble;
 mod parse;
 mod source;
@@ -24,6 +25,7 @@ use crate::{control::Address, kubelet::KubeletCgroup};
 
 pub use api::ApiConfig;
 pub use cni::CniConfig;
+pub use flows::{AccessLogConfig, AccessLogMode, ExportConfig, ExportFormat, FlowsConfig, LogFormat};
 pub use hubble::{HubbleClient, HubbleConfig};
 pub use parse::{ConfigError, parse};
 pub use text::HumanDuration;
@@ -200,15 +202,6 @@ pub struct CertificatesConfig {
 pub struct MetricsConfig {
     /// Address and port for `/metrics` and `/readyz`.
     pub address: SocketAddr,
-}
-
-/// Recorded flows.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct FlowsConfig {
-    /// How many flow records are kept, 1 to 1,000,000; about 1 KiB each.
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub capacity: u32,
 }
 
 /// How pods of one node reach each other.
@@ -442,12 +435,6 @@ impl Default for MetricsConfig {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 15020)),
         }
-    }
-}
-
-impl Default for FlowsConfig {
-    fn default() -> Self {
-        Self { capacity: 16_384 }
     }
 }
 

@@ -211,6 +211,9 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
     if !FLOW_CAPACITY.contains(&flows.value.capacity) {
         return expected(flows.referenced, "flows.capacity", "1 to 1,000,000");
     }
+    if let Err((field, problem)) = flows.value.check() {
+        return expected(flows.referenced, field, problem);
+    }
     if let Some(address) = config.api.address.filter(|address| !address.ip().is_loopback()) {
         let problem = format!("expected an address on loopback, not {address}");
         return Err(Problem::new(Location::UNKNOWN, "api.address", problem));
