@@ -8,6 +8,7 @@ pub mod client;
 pub mod convert;
 pub mod filter;
 pub mod json;
+pub mod map;
 mod mask;
 pub mod observer;
 pub mod pairs;

@@ -48,6 +48,10 @@ pub struct Pair {
     pub rtt_us: Option<u32>,
     /// Connections by how they went.
     pub paths: Paths,
+    /// How the last one went.
+    pub path: Option<FlowPath>,
+    /// When the last one in plaintext was seen.
+    pub plaintext: Option<Timestamp>,
     /// The ports of the server, of the last few connections.
     pub ports: Vec<u16>,
     /// Why the last one was refused or failed.
@@ -92,7 +96,7 @@ pub struct Pairs {
 // === impl Party ===
 
 impl Party {
-    fn of(peer: &FlowPeer) -> Self {
+    pub(crate) fn of(peer: &FlowPeer) -> Self {
         let workload = peer.about.as_ref().and_then(|about| about.workload.as_ref());
         let name = workload.map(|workload| &workload.name).or(peer.pod.as_ref());
         match (&peer.namespace, name) {
@@ -146,6 +150,12 @@ impl Pairs {
         if !pair.ports.contains(&port) {
             pair.ports.truncate(3);
             pair.ports.insert(0, port);
+        }
+        if flow.event != FlowEvent::Refused && flow.path != FlowPath::Nowhere {
+            pair.path = Some(flow.path);
+            if matches!(flow.path, FlowPath::Plaintext | FlowPath::Kernel) {
+                pair.plaintext = pair.plaintext.max(Some(flow.time));
+            }
         }
         let second = flow.time.as_second();
         match flow.event {

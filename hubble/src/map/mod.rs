@@ -1,0 +1,148 @@
+//! The service map: one page for a browser that shows who talks to whom, live.
+
+mod access;
+mod server;
+mod state;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_stream::StreamExt as _;
+use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse, get_flows_response::ResponseTypes};
+use weir_types::Flow;
+
+pub use access::{Access, AccessError};
+use state::Shared;
+
+use crate::{
+    convert::{from_hubble, timestamp},
+    observer::Viewer,
+    relay::{Connect, Relay},
+};
+
+/// How often pages are told.
+const TELL: Duration = Duration::from_secs(1);
+/// What is looked back at: what has just been is shown at once.
+const BEFORE: Duration = Duration::from_secs(60);
+/// Wait before the relay is asked again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The map, its port open.
+#[derive(Debug)]
+pub struct Map {
+    listener: TcpListener,
+    access: Arc<Access>,
+    shared: Arc<Shared>,
+    /// What pages are told, by grant.
+    events: Vec<watch::Sender<Arc<str>>>,
+}
+
+// === impl Map ===
+
+impl Map {
+    /// Opens the port.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub async fn open(address: SocketAddr, access: Access) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let now = Timestamp::now();
+        let graphs = access
+            .viewers()
+            .map(|viewer| watch::Sender::new(shared.graph(viewer, now)));
+        Ok(Self {
+            listener: TcpListener::bind(address).await?,
+            events: graphs.collect(),
+            access: Arc::new(access),
+            shared,
+        })
+    }
+
+    /// Where it is.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Takes a record in that did not come by the relay.
+    pub fn take(&self, flow: Flow) {
+        self.shared.take(flow);
+    }
+
+    /// Serves pages, and follows the flows of a relay, for ever.
+    pub async fn serve<C: Connect>(self, relay: Relay<C>) {
+        let shared = self.shared.clone();
+        tokio::select! {
+            () = self.serve_pages() => {}
+            () = follow(&shared, &relay) => {}
+        }
+    }
+
+    /// Serves pages, for ever.
+    pub async fn serve_pages(self) {
+        let pages = server::Pages {
+            access: self.access.clone(),
+            shared: self.shared.clone(),
+            events: self.events.iter().map(watch::Sender::subscribe).collect(),
+        };
+        tokio::select! {
+            () = self.tell() => {}
+            () = server::serve(&self.listener, Arc::new(pages)) => {}
+        }
+    }
+
+    /// Tells pages how the graph is, those of one grant once.
+    async fn tell(&self) {
+        let mut ticks = interval(TELL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = Timestamp::now();
+            for (viewer, events) in self.access.viewers().zip(&self.events) {
+                events.send_replace(self.shared.graph(viewer, now));
+            }
+        }
+    }
+}
+
+async fn follow<C: Connect>(shared: &Shared, relay: &Relay<C>) {
+    let mut since = Timestamp::now().checked_sub(BEFORE).unwrap_or(Timestamp::MIN);
+    loop {
+        let request = GetFlowsRequest {
+            follow: true,
+            since: Some(timestamp(since)),
+            ..GetFlowsRequest::default()
+        };
+        match relay.flows(request, Viewer::default()) {
+            Ok(mut answer) => {
+                while let Some(Ok(response)) = answer.next().await {
+                    take(shared, response);
+                }
+                tracing::info!("the map's stream of flows ended; it is asked for again");
+            }
+            Err(error) => tracing::warn!(%error, "the map cannot follow flows"),
+        }
+        since = Timestamp::now();
+        sleep(RETRY).await;
+    }
+}
+
+fn take(shared: &Shared, response: GetFlowsResponse) {
+    match response.response_types {
+        Some(ResponseTypes::Flow(flow)) => {
+            if let Some(flow) = from_hubble(&flow) {
+                shared.take(flow);
+            }
+        }
+        Some(ResponseTypes::LostEvents(lost)) => shared.lose(lost.num_events_lost),
+        Some(ResponseTypes::NodeStatus(status)) => shared.node(&status),
+        None => {}
+    }
+}
