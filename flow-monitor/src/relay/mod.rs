@@ -1,6 +1,7 @@
 //! `weir relay`: the flows of all nodes at one address.
 
 mod find;
+mod map;
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
@@ -30,6 +31,7 @@ use find::Find;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     weir relay                                      agents of the kubeconfig's cluster, at 127.0.0.1:4245\n  \
+    weir relay --map                                and a map for browsers, at http://127.0.0.1:4246/\n  \
     weir relay --agent n1=unix:///run/weir/n1.sock --agent n2=10.0.0.2:4244 \\\n    \
         --agent-tls-ca ca.pem --agent-tls-cert relay.pem --agent-tls-key relay.key\n  \
     weir relay --peers weir-agent.weir-system.svc:4244 --agent-tls-ca ca.pem --agent-tls-cert relay.pem \\\n    \
@@ -69,6 +71,8 @@ pub(crate) struct Relay {
     /// A DNS name in the certificate of a client that may ask, and for which namespaces: NAME or NAME=NAMESPACE,...
     #[arg(long = "client", value_name = "NAME", value_parser = client, requires = "tls_cert")]
     clients: Vec<Client>,
+    #[command(flatten)]
+    map: map::MapOptions,
 }
 
 type Client = (String, Option<Vec<String>>);
@@ -116,6 +120,7 @@ impl Relay {
             .into());
         }
         let mut stop = stop_signals()?;
+        let map = self.map.open().await?;
         let (ways, find) = self.find(options, agents).await?;
         let port = Port::open(self.listen, tls).await;
         let port = port.with_context(|| format!("{} cannot be opened", self.listen))?;
@@ -126,11 +131,13 @@ impl Relay {
             "weir: serving the flows of {} nodes at {address}",
             relay.nodes().len()
         );
+        let map = map::serve(map, relay.clone());
         let (connections, serving) = Connections::relay(RelayServer::new(relay, env!("CARGO_PKG_VERSION")));
         tokio::select! {
             served = serving => served.context("flows are served no more")?,
             () = port.serve(connections) => {}
             () = find.keep() => {}
+            () = map => {}
             () = stop.stopped() => {}
         }
         Ok(())
