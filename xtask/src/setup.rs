@@ -14,7 +14,8 @@ use crate::steps::{cargo, output, root, run, step, tools};
 const BPF_LINKER: &str = "0.10.3";
 
 /// Programs that tests run; `.ci/install-test-programs` knows the packages.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 13] = [
+    "chromium",
     "curl",
     "ip",
     "iperf3",

@@ -42,6 +42,19 @@ pub struct Map {
     events: Vec<watch::Sender<Arc<str>>>,
 }
 
+/// Takes records in.
+#[derive(Debug, Clone)]
+pub struct Taker(Arc<Shared>);
+
+// === impl Taker ===
+
+impl Taker {
+    /// Takes one in.
+    pub fn take(&self, flow: Flow) {
+        self.0.take(flow);
+    }
+}
+
 // === impl Map ===
 
 impl Map {
@@ -71,9 +84,15 @@ impl Map {
         self.listener.local_addr()
     }
 
-    /// Takes a record in that did not come by the relay.
+    /// Takes a record in that did not come by a relay.
     pub fn take(&self, flow: Flow) {
         self.shared.take(flow);
+    }
+
+    /// To take records in while it is served.
+    #[must_use]
+    pub fn taker(&self) -> Taker {
+        Taker(self.shared.clone())
     }
 
     /// Serves pages, and follows the flows of a relay, for ever.

@@ -23,6 +23,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -203,8 +204,8 @@ impl Pages {
         }
         match path {
             "/graph" => {
-                let graph = self.events[grant].borrow().to_string();
-                plain(StatusCode::OK, JSON, graph)
+                let graph = self.shared.graph(self.access.viewer(grant), Timestamp::now());
+                plain(StatusCode::OK, JSON, graph.to_string())
             }
             "/events" if request.method == Method::HEAD => plain(StatusCode::OK, "text/event-stream", ""),
             "/events" => match streams.clone().try_acquire_owned() {

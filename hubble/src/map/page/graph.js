@@ -3,8 +3,6 @@ import { HEIGHT, WIDTH, layout } from "./layout.js";
 import { clean } from "./details.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-// Characters that surely fit into a node.
-const FITS = 21;
 // What the page needs above and below the map.
 const CHROME = 90;
 // A wider graph is drawn smaller, but not below this: then it scrolls.
@@ -19,7 +17,17 @@ export function svg(name, attributes = {}, ...inside) {
   return element;
 }
 
-const short = (text, most = FITS) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+// Puts in as much of a text as has room. It is measured where it is new only: that costs.
+function fit(element, text, room) {
+  if (element.fitted === text + room) return;
+  element.fitted = text + room;
+  element.textContent = text;
+  let shown = [...text];
+  while (shown.length > 1 && element.getComputedTextLength() > room) {
+    shown = shown.slice(0, Math.min(shown.length - 1, Math.ceil((shown.length * room) / element.getComputedTextLength())));
+    element.textContent = `${shown.join("")}…`;
+  }
+}
 
 export class Graph {
   // on: { open(item), fold(band), hover(item, element or null) }
@@ -87,7 +95,7 @@ export class Graph {
         });
         element.addEventListener("blur", () => this.hover(null));
       }
-      element.addEventListener("click", () => this.activate(key));
+      element.addEventListener("click", (event) => this.activate(key.startsWith("edge:") ? this.nearest(event, key) : key));
       this.elements.set(key, element);
       this.layers[layer].append(element);
     }
@@ -101,7 +109,7 @@ export class Graph {
     set(rect, box);
     set(title, { x: box.x + 14, y: box.y + 21 });
     const name = scene.bands.get(band);
-    title.textContent = short(`▾ ${clean(name)}`, Math.floor((box.width - 28) / 8));
+    fit(title, `▾ ${clean(name)}`, box.width - 28);
     element.item = { fold: band, lines: [name, "Enter or a click folds it"] };
     element.setAttribute("aria-label", `namespace ${clean(name)}, unfolded; Enter folds it`);
   }
@@ -117,8 +125,8 @@ export class Graph {
     back.style.display = node.folded ? "" : "none";
     set(label, { x: x + 10, y: y + (node.sub ? 15 : 22) });
     set(sub, { x: x + 10, y: y + 28 });
-    label.textContent = short(clean(node.label));
-    sub.textContent = short(node.sub ?? "", 26);
+    fit(label, clean(node.label), WIDTH - 20);
+    fit(sub, node.sub ?? "", WIDTH - 20);
     body.classList.toggle("bad", node.bad);
     element.item = node.item;
     element.setAttribute("class", classes("node", node.folded && "folded", scene.chosen === node.id && "chosen",
@@ -167,6 +175,24 @@ export class Graph {
       if (item.fold !== undefined) this.on.fold(item.fold);
       else this.on.open(item, this.elements.get(key));
     }
+  }
+
+  // Of the edges below the pointer the one whose line is closest: what may be clicked of them overlaps.
+  nearest({ clientX, clientY }, clicked) {
+    const below = new Set(document.elementsFromPoint(clientX, clientY).map((element) => element.closest(".edge")));
+    let best = [Infinity, clicked];
+    for (const [key, element] of this.elements) {
+      if (!below.has(element)) continue;
+      const line = element.children[1];
+      const at = new DOMPoint(clientX, clientY).matrixTransform(line.getScreenCTM().inverse());
+      const length = line.getTotalLength();
+      for (let step = 0; step <= length; step += 2) {
+        const { x, y } = line.getPointAtLength(step);
+        const far = Math.hypot(x - at.x, y - at.y);
+        if (far < best[0]) best = [far, key];
+      }
+    }
+    return best[1];
   }
 
   move(key) {
