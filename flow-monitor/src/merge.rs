@@ -90,6 +90,7 @@ pub(crate) async fn flows(
         let response = response.map_err(|status| crate::agent::refusal(&status))?;
         if let Some(ResponseTypes::NodeStatus(status)) = &response.response_types {
             let node = Some(response.node_name.as_str()).filter(|node| !node.is_empty());
+            answered |= status.state_change() == NodeState::NodeConnected;
             if status.state_change() == NodeState::NodeUnavailable {
                 complain(node, &anyhow::anyhow!("{}", status.message));
                 // Nobody has answered yet, and nobody will.

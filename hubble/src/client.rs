@@ -1,6 +1,6 @@
 //! A client of the observer.
 
-use std::{io, sync::Mutex};
+use std::{io, sync::Mutex, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -11,6 +11,9 @@ use crate::serve::Io;
 
 /// Most bytes of one response: a flow with some hundred labels.
 const MAX_RESPONSE: usize = 4 << 20;
+/// How often a silent server is asked whether it is alive, and how long it may take to say so: half of a minute until one is
+/// known to be gone that did not say so.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(15));
 
 /// A client on a connection that is made already. It is not made again: who needs that, asks anew.
 ///
@@ -37,6 +40,8 @@ pub async fn channel(io: impl Io) -> Result<Channel, tonic::transport::Error> {
         async move { io.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
     });
     // Requests say this in `:authority`; the connection leads where it leads.
-    let endpoint = Endpoint::from(Uri::from_static("http://weir-agent"));
+    let endpoint = Endpoint::from(Uri::from_static("http://weir-agent"))
+        .http2_keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1);
     endpoint.connect_with_connector(connector).await
 }

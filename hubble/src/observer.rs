@@ -226,7 +226,8 @@ impl<S: Source> Observer for Server<S> {
         let mut names = BTreeSet::new();
         for flow in page.flows.iter().filter(|flow| viewer.may_see(flow)) {
             for end in [&flow.source, &flow.destination] {
-                names.extend(end.namespace.clone());
+                let seen = end.namespace.iter().filter(|one| viewer.knows(one));
+                names.extend(seen.cloned());
             }
         }
         let cluster = &self.source.origin().cluster;
@@ -310,3 +311,6 @@ async fn notify(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep},
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{
@@ -37,6 +38,9 @@ const MAX_REQUEST: usize = 1 << 20;
 const MAX_HEADERS: u32 = 16 << 10;
 /// How often a silent connection is asked whether it is alive, and how long it may take to say so.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
+/// The first bytes of HTTP/2 (RFC 9113, section 3.4), and how long a client may take to send them: from then on it is asked
+/// whether it is alive.
+const PREFACE: (usize, Duration) = (24, Duration::from_secs(10));
 /// Services as health checks name them. The first is what Hubble's tools ask for.
 const SERVICES: [&str; 3] = ["hubble.server.Observer", "observer.Observer", "peer.Peer"];
 
@@ -49,6 +53,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 pub struct Connection {
     io: Box<dyn Io>,
     viewer: Viewer,
+    /// Until it has begun: bytes that it still has to send, and until when.
+    begins: Option<(usize, Pin<Box<Sleep>>)>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -112,6 +118,7 @@ impl Connections {
         let connection = Connection {
             io: Box::new(io),
             viewer,
+            begins: Some((PREFACE.0, Box::pin(sleep(PREFACE.1)))),
             _permit: permit,
         };
         self.to.send(connection).await.is_ok()
@@ -134,7 +141,18 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, into)
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, into);
+        let Some((left, end)) = &mut self.begins else {
+            return read;
+        };
+        *left = left.saturating_sub(into.filled().len() - before);
+        if *left == 0 {
+            self.begins = None;
+        } else if read.is_pending() && end.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 
@@ -153,5 +171,32 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_begin_is_hung_up_on_and_one_that_has_begun_may_be_silent() {
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        for sent in [0, 1, 23, 24] {
+            let (mut client, io) = tokio::io::duplex(64);
+            let mut connection = Connection {
+                io: Box::new(io),
+                viewer: Viewer::default(),
+                begins: Some((PREFACE.0, Box::pin(sleep(PREFACE.1)))),
+                _permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+            };
+            client.write_all(&preface[..sent]).await.unwrap();
+            let mut read = vec![0; sent];
+            connection.read_exact(&mut read).await.unwrap();
+            let more = tokio::time::timeout(PREFACE.1 * 100, connection.read_u8()).await;
+            let hung_up = more.is_ok_and(|read| read.unwrap_err().kind() == io::ErrorKind::TimedOut);
+            assert_eq!(hung_up, sent < 24, "{sent} bytes");
+        }
     }
 }

@@ -60,7 +60,7 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// PEM file with the roots of clients' certificates.
     pub roots: PathBuf,
-    /// Who may ask, by a DNS name in the certificate, and for which namespaces; all if none are given.
+    /// Who may ask, by a DNS name in the certificate, and for which namespaces; nobody else may.
     pub clients: Vec<(String, Option<Vec<String>>)>,
 }
 

@@ -120,3 +120,6 @@ impl Query {
         Some(Duration::try_from(until.duration_since(now)).unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,7 +91,10 @@ pub fn from_hubble(flow: &hubble::Flow) -> Option<Flow> {
         service: flow
             .destination_service
             .as_ref()
-            .map(|service| format!("{}/{}", service.namespace, service.name)),
+            .map(|service| match service.namespace.as_str() {
+                "" => service.name.clone(),
+                namespace => format!("{namespace}/{}", service.name),
+            }),
         tls: some(known.tls),
         policy: matched(known.policy),
         dry_run: matched(known.dry_run),

@@ -344,3 +344,6 @@ pub fn timestamp(time: jiff::Timestamp) -> Timestamp {
     };
     Timestamp { seconds, nanos }
 }
+
+#[cfg(test)]
+mod tests;

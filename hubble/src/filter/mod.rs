@@ -17,6 +17,10 @@ use names::{NodePattern, Prefixed};
 const MAX_FILTERS: usize = 256;
 /// Values of one field.
 const MAX_VALUES: usize = 1024;
+/// Values of one request: each flow may be compared with all of them.
+const MAX_ALL_VALUES: usize = 8192;
+/// Patterns of one request: each takes memory when it is compiled, up to a quarter of a mebibyte.
+const MAX_PATTERNS: usize = 128;
 /// Bytes of one value.
 const MAX_VALUE: usize = 4096;
 
@@ -87,6 +91,8 @@ enum End {
 enum Protocol {
     Tcp,
     Udp,
+    /// Of either version.
+    Icmp,
     Icmp4,
     Icmp6,
     Sctp,
@@ -111,7 +117,8 @@ impl Filters {
     /// # Errors
     /// When a filter has something in it that is not understood, or is too large.
     pub fn new(whitelist: &[FlowFilter], blacklist: &[FlowFilter]) -> Result<Self, FilterError> {
-        let list = |name: &str, filters: &[FlowFilter]| {
+        let mut budget = parse::Budget::default();
+        let mut list = |name: &str, filters: &[FlowFilter]| {
             if filters.len() > MAX_FILTERS {
                 return Err(FilterError {
                     field: name.to_owned(),
@@ -120,7 +127,7 @@ impl Filters {
             }
             filters
                 .iter()
-                .map(|filter| parse::filter(filter).map(Filter))
+                .map(|filter| parse::filter(filter, &mut budget).map(Filter))
                 .collect()
         };
         Ok(Self {
@@ -324,6 +331,7 @@ impl Protocol {
         match self {
             Self::Tcp => matches!(layer4, Some(Layer4::Tcp(_))),
             Self::Udp => matches!(layer4, Some(Layer4::Udp(_))),
+            Self::Icmp => matches!(layer4, Some(Layer4::IcmPv4(_) | Layer4::IcmPv6(_))),
             Self::Icmp4 => matches!(layer4, Some(Layer4::IcmPv4(_))),
             Self::Icmp6 => matches!(layer4, Some(Layer4::IcmPv6(_))),
             Self::Sctp => matches!(layer4, Some(Layer4::Sctp(_))),

@@ -23,6 +23,7 @@ impl Prefixed {
     /// A name without a slash is one of the namespace `default`, as for Hubble; `/name` is of any.
     pub(super) fn new(text: &str) -> Result<Self, &'static str> {
         let (namespace, name) = match text.split_once('/') {
+            None if text.is_empty() => (None, text),
             None => (Some("default"), text),
             Some(("", name)) => (None, name),
             Some((namespace, name)) => (Some(namespace), name),

@@ -7,7 +7,7 @@ use regex::{Regex, RegexBuilder};
 use weir_proto::{FlowFilter, flow as hubble};
 
 use super::{
-    Code, End, FilterError, MAX_VALUE, MAX_VALUES, Protocol, Test,
+    Code, End, FilterError, MAX_ALL_VALUES, MAX_PATTERNS, MAX_VALUE, MAX_VALUES, Protocol, Test,
     labels::Selector,
     names::{NodePattern, Prefixed},
 };
@@ -15,8 +15,23 @@ use super::{
 /// Compiled size of a regular expression, in bytes.
 const MAX_REGEX: usize = 256 << 10;
 
+/// What a request's filters may still have.
+pub(super) struct Budget {
+    values: usize,
+    patterns: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            values: MAX_ALL_VALUES,
+            patterns: MAX_PATTERNS,
+        }
+    }
+}
+
 /// The tests of a filter.
-pub(super) fn filter(filter: &FlowFilter) -> Result<Vec<Test>, FilterError> {
+pub(super) fn filter(filter: &FlowFilter, budget: &mut Budget) -> Result<Vec<Test>, FilterError> {
     if let Some(tag) = filter.unknown.first() {
         return Err(error(
             &format!("field {tag}"),
@@ -34,7 +49,10 @@ pub(super) fn filter(filter: &FlowFilter) -> Result<Vec<Test>, FilterError> {
             "CEL is not supported; use the other fields",
         ));
     }
-    let mut tests = Tests(Vec::new());
+    let mut tests = Tests {
+        made: Vec::new(),
+        budget,
+    };
     tests.add("uuid", &own.uuid, |text: &String| Ok(text.clone()), Test::Uuid)?;
     for end in [End::Source, End::Destination] {
         tests.end(own, end)?;
@@ -75,6 +93,7 @@ pub(super) fn filter(filter: &FlowFilter) -> Result<Vec<Test>, FilterError> {
     tests.add("protocol", &own.protocol, |text| protocol(text), Test::Protocol)?;
     tests.add("reply", &own.reply, |reply| Ok(*reply), Test::Reply)?;
     tests.add("tcp_flags", &own.tcp_flags, |flags| Ok(*flags), Test::Flags)?;
+    tests.count_patterns("node_name", own.node_name.len())?;
     tests.add(
         "node_name",
         &own.node_name,
@@ -105,16 +124,16 @@ pub(super) fn filter(filter: &FlowFilter) -> Result<Vec<Test>, FilterError> {
         |text: &String| Ok(text.clone()),
         Test::Method,
     )?;
-    tests.add("http_path", &own.http_path, |text| pattern(text), Test::Path)?;
-    tests.add("http_url", &own.http_url, |text| pattern(text), Test::Url)?;
+    tests.patterns("http_path", &own.http_path, |text| pattern(text), Test::Path)?;
+    tests.patterns("http_url", &own.http_url, |text| pattern(text), Test::Url)?;
     tests.add(
         "http_header",
         &own.http_header,
         |header| Ok(header.clone()),
         Test::Header,
     )?;
-    tests.add("dns_query", &own.dns_query, |text| pattern(text), Test::Query)?;
-    Ok(tests.0)
+    tests.patterns("dns_query", &own.dns_query, |text| pattern(text), Test::Query)?;
+    Ok(tests.made)
 }
 
 fn error(field: &str, problem: &str) -> FilterError {
@@ -125,9 +144,12 @@ fn error(field: &str, problem: &str) -> FilterError {
 }
 
 /// Those that were made so far.
-struct Tests(Vec<Test>);
+struct Tests<'a> {
+    made: Vec<Test>,
+    budget: &'a mut Budget,
+}
 
-impl Tests {
+impl Tests<'_> {
     /// Adds the test of a field, if that has values.
     fn add<T: Bounded, V>(
         &mut self,
@@ -142,6 +164,11 @@ impl Tests {
         if values.len() > MAX_VALUES {
             return Err(error(field, &format!("it has more than {MAX_VALUES} values")));
         }
+        let Some(left) = self.budget.values.checked_sub(values.len()) else {
+            let problem = format!("the request has more than {MAX_ALL_VALUES} values");
+            return Err(error(field, &problem));
+        };
+        self.budget.values = left;
         let parsed = values.iter().map(|value| {
             if value.bytes() > MAX_VALUE {
                 return Err(error(field, &format!("a value has more than {MAX_VALUE} bytes")));
@@ -149,7 +176,31 @@ impl Tests {
             parse(value).map_err(|problem| error(field, &problem))
         });
         let parsed = parsed.collect::<Result<Vec<V>, _>>()?;
-        self.0.push(make(parsed));
+        self.made.push(make(parsed));
+        Ok(())
+    }
+
+    /// As [`Self::add`], of values that are compiled.
+    fn patterns(
+        &mut self,
+        field: &str,
+        values: &[String],
+        parse: impl Fn(&String) -> Result<Regex, String>,
+        make: impl FnOnce(Vec<Regex>) -> Test,
+    ) -> Result<(), FilterError> {
+        self.count_patterns(field, values.len())?;
+        self.add(field, values, parse, make)
+    }
+
+    fn count_patterns(&mut self, field: &str, count: usize) -> Result<(), FilterError> {
+        let left = self.budget.patterns.checked_sub(count);
+        let too_many = || {
+            error(
+                field,
+                &format!("the request has more than {MAX_PATTERNS} patterns"),
+            )
+        };
+        self.budget.patterns = left.ok_or_else(too_many)?;
         Ok(())
     }
 
@@ -199,7 +250,7 @@ impl Tests {
             prefixed,
             |all| Test::Service(end, all),
         )?;
-        self.add(
+        self.patterns(
             &name("fqdn"),
             of(&own.source_fqdn, &own.destination_fqdn),
             |text| name_pattern(text),
@@ -316,7 +367,8 @@ fn protocol(text: &str) -> Result<Protocol, String> {
     Ok(match text.to_ascii_lowercase().as_str() {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
-        "icmpv4" | "icmp" => Protocol::Icmp4,
+        "icmp" => Protocol::Icmp,
+        "icmpv4" => Protocol::Icmp4,
         "icmpv6" => Protocol::Icmp6,
         "sctp" => Protocol::Sctp,
         "http" => Protocol::Http,

@@ -48,7 +48,10 @@ impl<S: Source> Reader<'_, S> {
         let (oldest, next) = self.source.range();
         let mut at = if self.query.wants_recorded() {
             match self.query.number {
-                Some(Number::Last(most)) => self.last(oldest, next, most).await?,
+                Some(Number::Last(most)) => {
+                    let from = self.last(oldest, next, most).await;
+                    self.forwards(from, next, usize::MAX).await?
+                }
                 Some(Number::First(most)) => return self.forwards(oldest, next, most).await.map(drop),
                 None => self.forwards(oldest, next, usize::MAX).await?,
             }
@@ -81,30 +84,26 @@ impl<S: Source> Reader<'_, S> {
         }
     }
 
-    /// The newest that are wanted, oldest of them first. Gives where to go on.
-    async fn last(&self, oldest: u64, next: u64, most: usize) -> Result<u64, Gone> {
+    /// Where the newest that are wanted begin. They are read again from there: nothing is kept for a client that reads slowly.
+    async fn last(&self, oldest: u64, next: u64, most: usize) -> u64 {
         let page = self.source.page(oldest, usize::MAX);
         let before = page.flows.iter().filter(|flow| flow.sequence < next);
-        let mut found = Vec::new();
+        let (mut from, mut left) = (next, most);
         for (looked, flow) in before.rev().enumerate() {
             if looked % PAGE == 0 {
                 tokio::task::yield_now().await;
             }
-            if let Some(flow) = self.wanted(flow) {
-                found.push(flow);
-                if found.len() == most {
-                    break;
-                }
+            if left == 0 {
+                break;
+            }
+            if self.wanted(flow).is_some() {
+                (from, left) = (flow.sequence, left - 1);
             }
         }
-        drop(page);
-        for flow in found.into_iter().rev() {
-            self.flow(flow).await?;
-        }
-        Ok(next)
+        from
     }
 
-    /// Those of these records that are wanted, in their order.
+    /// Those of these records that are wanted, in their order. Gives where to go on.
     async fn forwards(&self, from: u64, to: u64, most: usize) -> Result<u64, Gone> {
         let mut at = from;
         let mut most = most;
@@ -114,6 +113,7 @@ impl<S: Source> Reader<'_, S> {
         Ok(at)
     }
 
+    /// As [`Self::forwards`], of a page. Gives where to go on.
     async fn page(&self, from: u64, to: u64, most: &mut usize) -> Result<u64, Gone> {
         let page = self.source.page(from, PAGE);
         self.lost(LostEventSource::HubbleRingBuffer, page.lost).await?;
@@ -127,7 +127,8 @@ impl<S: Source> Reader<'_, S> {
             }
         }
         tokio::task::yield_now().await;
-        Ok(page.next)
+        // What came meanwhile is not passed over.
+        Ok(page.next.min(to.max(from + page.lost)))
     }
 
     fn wanted(&self, flow: &Flow) -> Option<HubbleFlow> {

@@ -3,11 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use prost_types::Timestamp;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tonic::{Code, Status};
-use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse};
+use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse, get_flows_response::ResponseTypes};
 
 use super::{Connect, Unreachable};
+use crate::convert::timestamp;
+
+/// How long a node may take to begin its answer, which it does at once.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits between attempts to reach a node: doubled from the first to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -18,7 +25,7 @@ pub(super) enum Event {
     Response(Box<GetFlowsResponse>),
     /// It cannot be reached, or its stream broke.
     Unavailable(String),
-    /// It can be reached again.
+    /// It answers, where flows are followed: at first, and when it can be reached again.
     Connected,
     /// It has said all.
     Ended,
@@ -33,6 +40,7 @@ pub(super) async fn node<C: Connect, T: From<(Arc<str>, Event)> + Send>(
     mut request: GetFlowsRequest,
     to: mpsc::Sender<T>,
 ) {
+    let began = timestamp(jiff::Timestamp::now());
     let mut failures = 0_u32;
     let mut is_away = false;
     loop {
@@ -68,6 +76,10 @@ pub(super) async fn node<C: Connect, T: From<(Arc<str>, Event)> + Send>(
             tell(Event::Ended).await;
             return;
         }
+        if request.number == 0 {
+            // What it records before it is reached again is new, too.
+            request.since.get_or_insert(began);
+        }
         let wait = BACK_OFF.0.saturating_mul(1 << failures.min(10)).min(BACK_OFF.1);
         tokio::select! {
             () = sleep(wait) => {}
@@ -97,12 +109,12 @@ async fn stream<T: From<(Arc<str>, Event)>>(
     is_away: &mut bool,
 ) -> Result<Heard, Problem> {
     let mut client = connect.connect(node).await.map_err(Problem::Unreachable)?;
-    let answer = client
-        .get_flows(request.clone())
-        .await
-        .map_err(|status| refusal(&status))?;
-    let mut responses = answer.into_inner();
-    if std::mem::take(is_away) && to.send((node.clone(), Event::Connected).into()).await.is_err() {
+    let answer = timeout(PATIENCE, client.get_flows(request.clone())).await;
+    let answer = answer.map_err(|_| Problem::Broken(format!("it said nothing for {PATIENCE:?}")))?;
+    let mut responses = answer.map_err(|status| refusal(&status))?.into_inner();
+    *is_away = false;
+    let connected = (node.clone(), Event::Connected).into();
+    if request.follow && to.send(connected).await.is_err() {
         return Ok(Heard::Nobody);
     }
     loop {
@@ -116,9 +128,11 @@ async fn stream<T: From<(Arc<str>, Event)>>(
         if response.node_name.is_empty() {
             response.node_name = node.to_string();
         }
-        if let Some(time) = response.time.filter(|_| request.follow) {
-            // Where a stream that breaks is to go on.
-            request.since = Some(after(time));
+        let is_flow = matches!(response.response_types, Some(ResponseTypes::Flow(_)));
+        if let Some(time) = response.time.filter(|_| request.follow && is_flow) {
+            // Where a stream that breaks is to go on. Records do not come strictly by time.
+            let key = |time: &Timestamp| (time.seconds, time.nanos);
+            request.since = request.since.into_iter().chain([after(time)]).max_by_key(key);
             request.number = 0;
         }
         if to
