@@ -5,6 +5,7 @@ mod browser;
 mod flows;
 mod http;
 mod page;
+mod relay;
 mod sizes;
 
 use std::net::SocketAddr;

@@ -98,6 +98,14 @@ async fn the_graph_shows_what_flows_said_and_a_click_the_last_of_them() {
     }
     assert!(browser.text("#details dl").await.contains("2 denied, 0 failed"));
     browser.picture("shop-edge").await;
+    let seen = "[...document.querySelectorAll('.node')].find(e => e.textContent === 'payments').getBoundingClientRect().right
+        <= document.querySelector('#details').getBoundingClientRect().left";
+    browser.until(seen).await;
+    browser.size(1680, 640).await;
+    browser
+        .until("document.querySelector('#map').scrollWidth <= document.querySelector('#map').clientWidth")
+        .await;
+    browser.picture("readme").await;
     assert_eq!(browser.complaints, Vec::<String>::new());
 }
 

@@ -47,8 +47,7 @@ export class Graph {
   // scene: { nodes: [{ id, band, label, sub, folded, bad, item }], edges: [{ id, from, to, kind, rate, silent, item }],
   // aside(item): whether it is not looked for, chosen: an item's id }
   draw(scene) {
-    // The size of the window, not what the panel leaves of it: the graph does not jump when that opens.
-    const room = { width: innerWidth, height: innerHeight - CHROME };
+    const room = { width: this.root.parentElement.clientWidth, height: innerHeight - CHROME };
     const topology = JSON.stringify([
       room,
       scene.nodes.map((node) => [node.id, node.band, node.folded]),
@@ -199,6 +198,11 @@ export class Graph {
     this.elements.get(this.at)?.setAttribute("tabindex", -1);
     this.at = key;
     this.elements.get(key).setAttribute("tabindex", 0);
+  }
+
+  // What the panel has pushed out of sight.
+  reveal(party) {
+    this.elements.get(`node:${party}`)?.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
   focus(key) {

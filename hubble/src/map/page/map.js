@@ -121,7 +121,7 @@ function scene() {
     edge.silent = edge.rate === 0 && sum(edge.pairs, (pair) => pair.open + pair.failing + pair.bytes) === 0;
     const title = arrow(label(edge.from), label(edge.to));
     edge.item = {
-      id: edge.id, title, of: (pair) => ids.has(pair.id), found: edge.pairs.some((pair) => found(pair.from) || found(pair.to)),
+      id: edge.id, to: edge.to, title, of: (pair) => ids.has(pair.id), found: edge.pairs.some((pair) => found(pair.from) || found(pair.to)),
       lines: [title, `${KINDS[edge.kind]}${edge.pairs.length > 1 ? `, ${edge.pairs.length} pairs` : ""}`, ...summary(edge.pairs)],
     };
   }
@@ -156,6 +156,11 @@ function foldedNode(band, own, shown, found) {
 function draw() {
   if (!data) return;
   namespaces();
+  if (chosen) {
+    const pairs = data.edges.filter(chosen.of);
+    if (!pairs.length) return close();
+    details.show({ title: chosen.title, pairs });
+  }
   const isTable = $("view").getAttribute("aria-pressed") === "true";
   const now = scene();
   if (isTable) table();
@@ -166,11 +171,6 @@ function draw() {
   $("graph").style.display = now.edges.length ? "" : "none";
   const allFolded = now.nodes.every((node) => node.folded);
   $("fold").textContent = allFolded ? "Unfold all" : "Fold all";
-  if (chosen) {
-    const pairs = data.edges.filter(chosen.of);
-    if (pairs.length) details.show({ title: chosen.title, pairs });
-    else close();
-  }
 }
 
 function namespaces() {
@@ -231,6 +231,7 @@ function open(item, back) {
   chosen = { ...item, back: back ?? null };
   draw();
   $("details").scrollTop = 0;
+  if (item.to) graph.reveal(item.to);
   if (back && chosen) $("details").focus();
 }
 
