@@ -30,7 +30,7 @@ fn what_is_not_understood_is_refused_and_others_are_served() {
     };
     let (ended, answer) = say(b"garbage\n");
     assert!(ended && answer.contains("not understood"), "{answer}");
-    let noise: Vec<u8> = (0..4096_u32).map(|number| (number * 7919 >> 3) as u8).collect();
+    let noise: Vec<u8> = (0..4096_u32).map(|number| ((number * 7919) >> 3) as u8).collect();
     for bytes in [
         &noise[..],
         b"P\n",
