@@ -218,6 +218,12 @@ impl Browser {
         }
     }
 
+    /// Moves the pointer to where nothing is.
+    pub(crate) async fn leave(&mut self) {
+        let event = json!({ "type": "mouseMoved", "x": 500, "y": 450 });
+        self.call("Input.dispatchMouseEvent", event).await;
+    }
+
     /// What the system prefers.
     pub(crate) async fn prefer(&mut self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);

@@ -105,6 +105,8 @@ async fn the_graph_shows_what_flows_said_and_a_click_the_last_of_them() {
     browser
         .until("document.querySelector('#map').scrollWidth <= document.querySelector('#map').clientWidth")
         .await;
+    browser.leave().await;
+    browser.until("document.querySelector('#tip').hidden").await;
     browser.picture("readme").await;
     assert_eq!(browser.complaints, Vec::<String>::new());
 }
