@@ -90,6 +90,12 @@ pub(crate) fn refusal(status: &tonic::Status) -> anyhow::Error {
         tonic::Code::Unimplemented => {
             anyhow::anyhow!("the agent does not serve flows this way; are agent and weir of one version?")
         }
+        // Where TLS is refused after the handshake, nothing else is heard of it.
+        tonic::Code::Unknown | tonic::Code::Unavailable if status.message() == "transport error" => {
+            anyhow::anyhow!(
+                "the other side ended the connection; with TLS, it may not take the certificate that it was shown"
+            )
+        }
         code => anyhow::anyhow!("{code}: {}", status.message()),
     }
 }
@@ -233,6 +239,14 @@ impl Agent {
         while let Some(response) = answer.next(any).await? {
             any = true;
             sink(response)?;
+        }
+        // There may be no workloads; a status there is always.
+        if !any && !matches!(request, Request::Workloads) {
+            bail!(
+                self.unreachable(
+                    "the agent ended the connection without an answer; may you ask it?".to_owned()
+                )
+            );
         }
         Ok(())
     }

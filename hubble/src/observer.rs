@@ -306,7 +306,10 @@ async fn notify(
         }
         told = now;
         tokio::select! {
-            changed = peers.changed() => if changed.is_err() { return },
+            // Whoever asked and is told that it is over asks again.
+            changed = peers.changed() => if changed.is_err() {
+                return sink.closed().await;
+            },
             () = sink.closed() => return,
         }
     }

@@ -145,3 +145,70 @@ fn the_port_asks_for_a_certificate_of_somebody_who_may_ask() {
         "UNAVAILABLE"
     );
 }
+
+/// What `weir flows` prints with a client's certificate, as JSON; its exit code if that is not 0.
+fn flows(mesh: &Mesh, trusted: &Authority, own: (&Authority, &str)) -> Result<Vec<Value>, Option<i32>> {
+    let (own, file) = own;
+    let mut command = std::process::Command::new(weir_lab::program("weir").unwrap());
+    command.args([
+        "flows",
+        "-o",
+        "json",
+        "--server",
+        ADDRESS,
+        "--tls-server-name",
+        SERVER,
+    ]);
+    command.args(["--tls-ca", &trusted.path("ca.pem")]);
+    command.args(["--tls-cert", &own.path(&format!("{file}.pem"))]);
+    command.args(["--tls-key", &own.path(&format!("{file}.key"))]);
+    let finished = mesh.lab.node("node1").unwrap().run(command).unwrap();
+    if !finished.status.success() {
+        return Err(finished.status.code());
+    }
+    Ok(weir_e2e::peers::json_lines(&finished))
+}
+
+#[test]
+fn a_client_sees_its_namespaces_alone_and_certificates_are_replaced_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = authority(folder.path());
+    for (file, name) in [
+        ("ui", "ui.weir.dev"),
+        ("shop", "shop.weir.dev"),
+        ("cart", "cart.weir.dev"),
+    ] {
+        own.issue(file, &[name], false);
+    }
+    let mesh = Mesh::with("hubsees", |config| {
+        if config.node == "node1" {
+            config.hubble = Some(section(&own));
+        }
+    });
+    let (_server, _) = serve(&mesh.c, ["echo-server", "--port", "7000"]);
+    connect(&mesh.a, &mesh.c, 7000);
+    let _ = mesh.flow(&mesh.a, TrafficDirection::Egress, FlowEvent::Close, 7000);
+    for (file, count) in [("ui", 2), ("shop", 2), ("cart", 0)] {
+        assert_eq!(
+            flows(&mesh, &own, (&own, file)).map(|all| all.len()),
+            Ok(count),
+            "{file}"
+        );
+    }
+
+    // A new authority: what it issued is taken, and what the one before did not any more.
+    let new = Authority::new(folder.path(), "new");
+    new.issue("server", &[SERVER], false);
+    new.issue("ui", &["ui.weir.dev"], false);
+    for file in ["server.key", "server.pem", "ca.pem"] {
+        let bytes = std::fs::read(new.path(file)).unwrap();
+        weir_lab::replace_file(own.path(file).as_ref(), &bytes).unwrap();
+    }
+    assert_eq!(flows(&mesh, &new, (&new, "ui")).map(|all| all.len()), Ok(2));
+    assert_eq!(flows(&mesh, &new, (&own, "ui")), Err(Some(1)));
+    // What is no certificate is not taken; the one before stays.
+    weir_lab::replace_file(own.path("server.pem").as_ref(), b"nonsense").unwrap();
+    assert_eq!(flows(&mesh, &new, (&new, "ui")).map(|all| all.len()), Ok(2));
+    let log = mesh.agents[0].log();
+    assert!(log.contains("the one before stays"), "{log}");
+}
