@@ -413,7 +413,7 @@ fn records_of_others_are_read_as_far_as_they_go() {
             flow.time = Some(Timestamp {
                 seconds: i64::MAX,
                 nanos: 0,
-            })
+            });
         }),
         without(|flow| {
             flow.l4 = Some(layer4(&plain())).map(|mut l4| {
@@ -421,7 +421,7 @@ fn records_of_others_are_read_as_far_as_they_go() {
                     tcp.source_port = 65_536;
                 }
                 l4
-            })
+            });
         }),
     ] {
         assert_eq!(from_hubble(&none), None, "{none:?}");

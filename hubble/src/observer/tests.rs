@@ -53,7 +53,11 @@ impl Records {
         let mut ring = self.ring();
         for _ in 0..count {
             let sequence = ring.0;
-            let namespace = if sequence % 2 == 0 { "shop" } else { "cart" };
+            let namespace = if sequence.is_multiple_of(2) {
+                "shop"
+            } else {
+                "cart"
+            };
             ring.1.push(Arc::new(flow(sequence, namespace)));
             ring.0 += 1;
         }
