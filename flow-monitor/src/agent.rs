@@ -213,7 +213,10 @@ impl Agent {
             stream.flush().await
         };
         match timeout(SILENCE, written).await {
-            Ok(written) => written.context("asking the agent")?,
+            // One that hangs up at once: not the end of whoever reads our own output, which a broken pipe is otherwise.
+            Ok(written) => {
+                written.map_err(|error| self.unreachable(format!("the agent takes no question: {error}")))?
+            }
             Err(_) => bail!("the agent took no question within {SILENCE:?}"),
         }
         Ok(Answer {
