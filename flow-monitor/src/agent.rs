@@ -215,7 +215,7 @@ impl Agent {
         match timeout(SILENCE, written).await {
             // One that hangs up at once: not the end of whoever reads our own output, which a broken pipe is otherwise.
             Ok(written) => {
-                written.map_err(|error| self.unreachable(format!("the agent takes no question: {error}")))?
+                written.map_err(|error| self.unreachable(format!("the agent takes no question: {error}")))?;
             }
             Err(_) => bail!("the agent took no question within {SILENCE:?}"),
         }
