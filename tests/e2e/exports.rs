@@ -3,23 +3,9 @@
 use std::fs;
 
 use serde_json::json;
-use weir_e2e::{Mesh, serve};
-use weir_lab::{PATIENCE, Pod, Spawn as _, poll};
+use weir_e2e::{Mesh, connect, serve};
+use weir_lab::{PATIENCE, poll};
 use weir_types::{Flow, FlowEvent, TrafficDirection};
-
-fn connect(from: &Pod, to: &Pod, port: u16) {
-    let to = format!("{}:{port}", to.v4());
-    let _ = from.run_testapp([
-        "connect",
-        &to,
-        "--send",
-        "x",
-        "--read",
-        "1",
-        "--timeout-ms",
-        "3000",
-    ]);
-}
 
 #[test]
 fn what_is_recorded_stands_in_the_file_and_each_connection_in_the_access_log() {

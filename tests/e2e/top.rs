@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, process::Command};
 
-use weir_e2e::{Mesh, serve};
-use weir_lab::{PATIENCE, Pod, Spawn as _, poll, program};
+use weir_e2e::{Mesh, connect, serve};
+use weir_lab::{PATIENCE, poll, program};
 
 /// A terminal of tmux's, with a shell in it.
 struct Terminal {
@@ -70,20 +70,6 @@ impl Drop for Terminal {
         let mut command = Command::new("tmux");
         let _ = command.arg("-S").arg(&self.socket).arg("kill-server").output();
     }
-}
-
-fn connect(from: &Pod, to: &Pod, port: u16) {
-    let to = format!("{}:{port}", to.v4());
-    let _ = from.run_testapp([
-        "connect",
-        &to,
-        "--send",
-        "x",
-        "--read",
-        "1",
-        "--timeout-ms",
-        "3000",
-    ]);
 }
 
 #[test]

@@ -161,6 +161,25 @@ pub fn serve<const N: usize>(pod: &Pod, arguments: [&str; N]) -> (Process, Socke
     (server, address)
 }
 
+/// A connection of a pod to another's port, over which a byte goes each way; whatever comes of it.
+///
+/// # Panics
+/// When the program that makes it cannot be started.
+pub fn connect(from: &Pod, to: &Pod, port: u16) {
+    let to = format!("{}:{port}", to.v4());
+    let arguments = [
+        "connect",
+        &to,
+        "--send",
+        "x",
+        "--read",
+        "1",
+        "--timeout-ms",
+        "3000",
+    ];
+    drop(from.run_testapp(arguments).expect("a test program"));
+}
+
 /// Runs a test program in a pod to its end, whatever that is.
 ///
 /// # Panics

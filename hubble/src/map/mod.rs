@@ -141,10 +141,14 @@ async fn follow<C: Connect>(shared: &Shared, relay: &Relay<C>) {
         };
         match relay.flows(request, Viewer::default()) {
             Ok(mut answer) => {
-                while let Some(Ok(response)) = answer.next().await {
-                    take(shared, response);
-                }
-                tracing::info!("the map's stream of flows ended; it is asked for again");
+                let ended = loop {
+                    match answer.next().await {
+                        Some(Ok(response)) => take(shared, response),
+                        Some(Err(status)) => break status.message().to_owned(),
+                        None => break "nothing more came".to_owned(),
+                    }
+                };
+                tracing::warn!(ended, "the map's stream of flows ended; it is asked for again");
             }
             Err(error) => tracing::warn!(%error, "the map cannot follow flows"),
         }
