@@ -319,3 +319,41 @@ fn a_pod_that_is_still_to_be_enrolled_keeps_its_address_when_the_control_plane_t
     let (mesh, _) = received.apply(gone, &mesh);
     assert!(mesh.local().is_empty());
 }
+
+#[test]
+fn what_speaks_hbone_itself_is_elsewhere_or_shares_its_nodes_network_is_not_captured() {
+    let source = |uid: &str, change: &dyn Fn(&mut WorkloadSource)| {
+        let mut source = WorkloadSource {
+            uid: uid.to_owned(),
+            name: uid.to_owned(),
+            identity: "spiffe://td/ns/a/sa/x".parse().unwrap(),
+            addresses: Vec::new(),
+            host_network: false,
+            node: "n1".to_owned(),
+            zone: None,
+            tunnel: TunnelProtocol::Hbone,
+            policies: Vec::new(),
+            services: Map::new(),
+            healthy: true,
+            native_tunnel: false,
+            about: Default::default(),
+        };
+        change(&mut source);
+        (uid.to_owned(), Some(source))
+    };
+    let received = Received::new("n1", SameNodeConfig::default());
+    let update = Update {
+        workloads: vec![
+            source("own", &|_| {}),
+            source("waypoint", &|own| own.native_tunnel = true),
+            source("host", &|own| own.host_network = true),
+            source("elsewhere", &|own| own.node = "n2".to_owned()),
+            source("outside", &|own| own.tunnel = TunnelProtocol::None),
+            source("gone", &|_| {}),
+            ("gone".to_owned(), None),
+        ],
+        ..Update::default()
+    };
+    let captured: Vec<&str> = received.to_capture(&update).map(|own| own.uid.as_str()).collect();
+    assert_eq!(captured, ["own"]);
+}
