@@ -44,7 +44,8 @@ CERTIFICATE_RESPONSE = MESSAGES["istio.v1.auth.IstioCertificateResponse"]
 
 
 def say(**values):
-    print(json.dumps(values), flush=True)
+    # One write: threads must not tear lines.
+    print(json.dumps(values) + "\n", end="", flush=True)
 
 
 def bearer(token):

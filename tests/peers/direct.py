@@ -28,7 +28,8 @@ REPEAT = 0.2
 
 
 def say(**what):
-    print(json.dumps(what), flush=True)
+    # One write: threads must not tear lines.
+    print(json.dumps(what) + "\n", end="", flush=True)
 
 
 def parse(text):

@@ -27,7 +27,8 @@ CALLS = {
 
 
 def say(**values):
-    print(json.dumps(values), flush=True)
+    # One write: threads must not tear lines.
+    print(json.dumps(values) + "\n", end="", flush=True)
 
 
 def plain(message):

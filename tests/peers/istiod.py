@@ -44,7 +44,8 @@ SKEW = datetime.timedelta(minutes=2)
 
 
 def say(**values):
-    print(json.dumps(values), flush=True)
+    # One write: threads must not tear lines.
+    print(json.dumps(values) + "\n", end="", flush=True)
 
 
 def bytewise(value):
