@@ -21,7 +21,8 @@ PATIENCE = 30
 
 def say(**fields):
     """One line of JSON on standard output."""
-    print(json.dumps(fields), flush=True)
+    # One write: threads must not tear lines.
+    print(json.dumps(fields) + "\n", end="", flush=True)
 
 
 def address(text):
