@@ -10,16 +10,25 @@ use std::{
     time::Instant,
 };
 
-use jiff::Timestamp;
+use http::HeaderValue;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weir_tunnel::copy::Counters;
-use weir_types::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Process, Reason, TrafficDirection};
+use weir_types::{
+    Flow, FlowEvent, FlowPath, FlowPeer, FlowTrace, FlowVerdict, Process, Reason, TrafficDirection,
+};
 
 use crate::{metrics::Metrics, node::Pod, policy::Judgement};
 
+pub use trace::Tracing;
+
 /// Records on their way to the ring. At 10,000 connections a second this is 400 ms of two records each.
 const QUEUE: usize = 8192;
+
+/// By how much a record may be older than the one before it: the kernel's events wait up to 50 ms to be read, the agent's own for
+/// the queue. What is older by more was not late: the clock was set back.
+const LATE: SignedDuration = SignedDuration::from_secs(1);
 
 /// Connections that the agent carries are numbered from here; those that the kernel reports have their socket cookie.
 const FIRST_CONNECTION: u64 = 1 << 40;
@@ -29,6 +38,7 @@ const FIRST_CONNECTION: u64 = 1 << 40;
 pub struct FlowLog {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Flow>,
+    tracing: Option<Arc<Tracing>>,
 }
 
 #[derive(Debug)]
@@ -46,6 +56,8 @@ struct Ring {
     flows: VecDeque<Arc<Flow>>,
     capacity: usize,
     next: u64,
+    /// When the newest record was made, as it says.
+    time: Timestamp,
 }
 
 /// What one look at the ring gave.
@@ -95,6 +107,7 @@ impl FlowLog {
                 flows: VecDeque::new(),
                 capacity,
                 next: 0,
+                time: Timestamp::MIN,
             }),
             newest: watch::Sender::new(0),
             lost: AtomicU64::new(0),
@@ -109,7 +122,24 @@ impl FlowLog {
                 filled.push(batch.drain(..));
             }
         });
-        Self { shared, queue }
+        Self {
+            shared,
+            queue,
+            tracing: None,
+        }
+    }
+
+    /// With spans, if any: each connection is one then.
+    #[must_use]
+    pub fn tracing(mut self, tracing: Option<Tracing>) -> Self {
+        self.tracing = tracing.map(Arc::new);
+        self
+    }
+
+    /// The place of a connection in the trace that begins with it; none if there are no spans.
+    #[must_use]
+    pub fn trace(&self, connection: u64) -> Option<FlowTrace> {
+        self.tracing.as_ref().map(|tracing| tracing.begin(connection))
     }
 
     /// A number for a connection.
@@ -187,6 +217,7 @@ impl FlowLog {
         source: FlowPeer,
         destination: FlowPeer,
     ) -> Connection {
+        let connection = self.connection_id();
         Connection {
             log: self.clone(),
             started: Instant::now(),
@@ -194,7 +225,7 @@ impl FlowLog {
                 sequence: 0,
                 time: Timestamp::now(),
                 node: String::new(),
-                connection: self.connection_id(),
+                connection,
                 event: FlowEvent::Open,
                 verdict: FlowVerdict::Forwarded,
                 reason: Reason::None,
@@ -214,6 +245,7 @@ impl FlowLog {
                 rtt_us: None,
                 retransmits: None,
                 process: None,
+                trace: self.trace(connection),
             },
             counters: Arc::default(),
             reversed: false,
@@ -235,12 +267,23 @@ impl Shared {
         for mut flow in flows {
             flow.sequence = ring.next;
             ring.next += 1;
+            ring.time = in_order(ring.time, flow.time);
+            flow.time = ring.time;
             if ring.flows.len() == ring.capacity {
                 ring.flows.pop_front();
             }
             ring.flows.push_back(Arc::new(flow));
         }
         self.newest.send_replace(ring.next);
+    }
+}
+
+/// The time of a record that comes after another: readers expect a node's records in the order of time.
+fn in_order(before: Timestamp, time: Timestamp) -> Timestamp {
+    if before.duration_since(time) <= LATE {
+        before.max(time)
+    } else {
+        time
     }
 }
 
@@ -262,6 +305,20 @@ impl Connection {
     pub fn judged(&mut self, judgement: &Judgement) {
         self.flow.policy.clone_from(&judgement.policy);
         self.flow.dry_run.clone_from(&judgement.dry_run);
+    }
+
+    /// Adds what the client's side said of the trace that the connection is part of. It is a hint of the peer's: what is no
+    /// `traceparent` is ignored.
+    pub fn traced(&mut self, traceparent: Option<&HeaderValue>) {
+        if let Some(parent) = traceparent.and_then(trace::parent) {
+            self.flow.trace = Some(trace::below(parent));
+        }
+    }
+
+    /// What the server's side is told of the trace.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<HeaderValue> {
+        self.flow.trace.as_ref().and_then(trace::header)
     }
 
     /// Changes what was found out on the way.
@@ -287,7 +344,10 @@ impl Connection {
 
     /// Records that one endpoint failed, and another is tried.
     pub fn failed_attempt(&self, reason: Reason, detail: String) {
-        self.emit(FlowEvent::Refused, reason, Some(detail), Outcome::default());
+        // A span of its own, below that of the connection, which may go well yet.
+        let trace = self.flow.trace.map(|own| trace::below(own.parent()));
+        let flow = self.event(FlowEvent::Refused, reason, Some(detail), Outcome::default());
+        self.log.record(Flow { trace, ..flow });
     }
 
     /// The bytes so far.
@@ -331,6 +391,10 @@ impl Connection {
     }
 
     fn emit(&self, event: FlowEvent, reason: Reason, detail: Option<String>, outcome: Outcome) {
+        self.log.record(self.event(event, reason, detail, outcome));
+    }
+
+    fn event(&self, event: FlowEvent, reason: Reason, detail: Option<String>, outcome: Outcome) -> Flow {
         let duration = self.started.elapsed();
         let (there, back) = if self.reversed {
             (&self.counters.received, &self.counters.sent)
@@ -338,7 +402,7 @@ impl Connection {
             (&self.counters.sent, &self.counters.received)
         };
         let (sent, received) = (there.load(Ordering::Relaxed), back.load(Ordering::Relaxed));
-        self.log.record(Flow {
+        Flow {
             time: Timestamp::now(),
             event,
             verdict: FlowVerdict::of(reason),
@@ -350,7 +414,7 @@ impl Connection {
             rtt_us: outcome.rtt_us,
             retransmits: outcome.retransmits,
             ..self.flow.clone()
-        });
+        }
     }
 }
 
@@ -374,6 +438,7 @@ impl Drop for Connection {
 }
 
 mod fill;
+mod trace;
 
 #[cfg(test)]
 mod tests;

@@ -75,6 +75,7 @@ impl Handler for Inbound {
         );
         flow.towards(FlowPath::Tunnel, destination, Some(connection.tls.to_string()));
         flow.judged(&judgement);
+        flow.traced(request.traceparent.as_ref());
         if !judgement.is_allowed() {
             flow.refuse(judgement.reason, judgement.detail);
             return Err(Refusal::POLICY.told());

@@ -54,15 +54,16 @@ pub fn record(node: &Arc<Node>, event: &Event) {
         Destination::Service(service) => Some(service.name.to_string()),
         _ => None,
     };
+    let connection = if event.cookie == 0 {
+        node.flows.connection_id()
+    } else {
+        event.cookie
+    };
     node.flows.record(Flow {
         sequence: 0,
         time: time(event.time_ns),
         node: String::new(),
-        connection: if event.cookie == 0 {
-            node.flows.connection_id()
-        } else {
-            event.cookie
-        },
+        connection,
         event: kind,
         verdict: FlowVerdict::of(reason),
         reason,
@@ -82,6 +83,7 @@ pub fn record(node: &Arc<Node>, event: &Event) {
         rtt_us: (event.rtt_us > 0).then_some(event.rtt_us),
         retransmits: (event.kind == EventKind::CLOSED).then_some(event.retransmits),
         process: process(event.pid, &event.comm),
+        trace: node.flows.trace(connection),
     });
 }
 

@@ -268,7 +268,7 @@ async fn attempt(
     };
     let tunnel = serve
         .pool
-        .open(&target, &Authority::Address(address), &headers(pod, client))
+        .open(&target, &Authority::Address(address), &headers(pod, client, flow))
         .await
         .map_err(|error| Failure {
             reason: error.reason(),
@@ -311,7 +311,7 @@ async fn connect_plain(
 }
 
 /// Hints for the other side's records.
-fn headers(pod: &Pod, client: SocketAddr) -> ConnectHeaders {
+fn headers(pod: &Pod, client: SocketAddr, flow: &Connection) -> ConnectHeaders {
     let identity = &pod.workload.identity;
     let baggage = format!(
         "k8s.namespace.name={},k8s.pod.name={}",
@@ -321,7 +321,7 @@ fn headers(pod: &Pod, client: SocketAddr) -> ConnectHeaders {
     ConnectHeaders {
         baggage: HeaderValue::try_from(baggage).ok(),
         forwarded: HeaderValue::try_from(format!("for=\"{client}\"")).ok(),
-        traceparent: None,
+        traceparent: flow.traceparent(),
     }
 }
 

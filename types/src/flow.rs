@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weir_abi::Reason;
 
-use crate::Identity;
+use crate::{FlowTrace, Identity};
 
 /// One event of one connection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +68,9 @@ pub struct Flow {
     /// The client's process, where it runs on this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
+    /// Its place in a trace, where spans are exported or the client's side sent `traceparent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<FlowTrace>,
 }
 
 /// What happened to a connection.

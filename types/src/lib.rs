@@ -7,10 +7,12 @@ pub mod api;
 pub mod explain;
 pub mod flow;
 pub mod identity;
+pub mod trace;
 
 pub use flow::{
     About, Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, PolicyMatch, Process, TrafficDirection,
     WorkloadName,
 };
 pub use identity::{Identity, IdentityError, TrustDomain};
+pub use trace::{FlowTrace, SpanId, TraceError, TraceId, TraceParent};
 pub use weir_abi::Reason;

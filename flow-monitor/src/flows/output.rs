@@ -242,6 +242,7 @@ fn fields(flow: &Flow) -> Vec<(&'static str, String)> {
                 .as_ref()
                 .map(|own| format!("{}[{}]", clean(&own.name), own.pid)),
         ),
+        ("TRACE", flow.trace.map(|own| own.trace_id.to_string())),
     ];
     rows.into_iter()
         .filter_map(|(name, value)| Some((name, value?)))

@@ -8,8 +8,8 @@ use weir_proto::{
     weir::flow::v1::{self as own, Details},
 };
 use weir_types::{
-    About, Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, PolicyMatch, Process, Reason, TrafficDirection,
-    WorkloadName,
+    About, Flow, FlowEvent, FlowPath, FlowPeer, FlowTrace, FlowVerdict, PolicyMatch, Process, Reason,
+    TrafficDirection, WorkloadName,
 };
 
 use super::DETAILS;
@@ -107,6 +107,18 @@ pub fn from_hubble(flow: &hubble::Flow) -> Option<Flow> {
             pid: process.pid,
             name: process.name,
         }),
+        trace: known.span.and_then(|span| trace(flow, &span)),
+    })
+}
+
+/// Without a span of its own a record is in no trace: Cilium's name the trace of a request, which is another thing.
+fn trace(flow: &hubble::Flow, span: &own::Span) -> Option<FlowTrace> {
+    let parent = flow.trace_context.as_ref()?.parent.as_ref()?;
+    Some(FlowTrace {
+        trace_id: parent.trace_id.parse().ok()?,
+        span_id: span.span_id.parse().ok()?,
+        parent_span_id: span.parent_span_id.parse().ok(),
+        sampled: span.sampled,
     })
 }
 

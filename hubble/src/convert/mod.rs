@@ -139,6 +139,11 @@ pub fn to_hubble(flow: &Flow, origin: &Origin) -> hubble::Flow {
         } else {
             0
         },
+        trace_context: flow.trace.as_ref().map(|trace| hubble::TraceContext {
+            parent: Some(hubble::TraceParent {
+                trace_id: trace.trace_id.to_string(),
+            }),
+        }),
         summary: summary(flow),
         extensions: Some(Any {
             type_url: DETAILS.to_owned(),
@@ -328,6 +333,15 @@ fn details(flow: &Flow) -> Details {
         process: flow.process.as_ref().map(|process| own::Process {
             pid: process.pid,
             name: process.name.clone(),
+        }),
+        span: flow.trace.as_ref().map(|trace| own::Span {
+            span_id: trace.span_id.to_string(),
+            parent_span_id: trace
+                .parent_span_id
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            sampled: trace.sampled,
         }),
     }
 }

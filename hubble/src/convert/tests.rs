@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use proptest::{option, prelude::*};
 use weir_proto::observer::{GetFlowsResponse, get_flows_response::ResponseTypes};
-use weir_types::{About, Process, WorkloadName};
+use weir_types::{About, FlowTrace, Process, SpanId, TraceId, WorkloadName};
 
 use super::*;
 use crate::json;
@@ -77,6 +77,16 @@ fn outcome() -> impl Strategy<Value = (FlowVerdict, Reason)> {
         })
 }
 
+fn trace() -> impl Strategy<Value = Option<FlowTrace>> {
+    let ids = (1_u128.., 1_u64.., option::of(1_u64..), any::<bool>());
+    option::of(ids.prop_map(|(trace, span, parent, sampled)| FlowTrace {
+        trace_id: TraceId::new(trace).expect("not zero"),
+        span_id: SpanId::new(span).expect("not zero"),
+        parent_span_id: parent.and_then(SpanId::new),
+        sampled,
+    }))
+}
+
 prop_compose! {
     fn flow()(
         numbers in any::<(u64, u64, u64, u64, u64)>(),
@@ -96,6 +106,7 @@ prop_compose! {
         policies in (matched(), matched()),
         measured in any::<(Option<u32>, Option<u32>)>(),
         process in option::of((any::<u32>(), "\\PC{0,15}")),
+        trace in trace(),
     ) -> Flow {
         Flow {
             sequence: numbers.0,
@@ -121,6 +132,7 @@ prop_compose! {
             rtt_us: measured.0,
             retransmits: measured.1,
             process: process.map(|(pid, name)| Process { pid, name }),
+            trace,
         }
     }
 }
@@ -156,6 +168,8 @@ proptest! {
         let old = made.drop_reason;
         prop_assert_eq!(i64::from(old), i64::from(made.drop_reason_desc));
         prop_assert_eq!(made.ip.as_ref().expect("addresses").encrypted, flow.path == FlowPath::Tunnel);
+        let trace = made.trace_context.clone().and_then(|context| context.parent).map(|parent| parent.trace_id);
+        prop_assert_eq!(trace, flow.trace.map(|trace| trace.trace_id.to_string()));
         // What was let through is said to be denied by nobody, and the other way round.
         let forwarded = made.verdict() == hubble::Verdict::Forwarded;
         prop_assert!(made.egress_allowed_by.is_empty() && made.egress_denied_by.is_empty());
@@ -218,6 +232,7 @@ fn plain() -> Flow {
         rtt_us: None,
         retransmits: None,
         process: None,
+        trace: None,
     }
 }
 

@@ -139,6 +139,7 @@ fn flow(sequence: u64, namespace: &str) -> Flow {
         rtt_us: None,
         retransmits: None,
         process: None,
+        trace: None,
     }
 }
 
