@@ -146,7 +146,8 @@ pub async fn run(
         &config.node.value,
         config.flows.value.capacity as usize,
         metrics.clone(),
-    );
+    )
+    .tracing(config.flows.value.tracing());
     let node = Arc::new(Node::new(
         config.node.value.clone(),
         datapath,
@@ -197,6 +198,10 @@ pub async fn run(
         &agent.node.flows,
         &agent.node.metrics,
         records.origin(),
+        export::About {
+            node: agent.node.name.clone(),
+            cluster: config.control_plane.as_ref().map(|own| own.value.cluster.clone()),
+        },
     )
     .context("flows cannot be written")?;
     let (connections, serving) = Connections::serve(Arc::new(records));

@@ -182,12 +182,12 @@ impl Metrics {
             fill: Fill::new(&families),
             exported: families.counters(
                 "weir_flows_exported_total",
-                "Flow records handed to the file (file) or the access log (access-log).",
+                "Flow records handed to the file (file) or the access log (access-log), or sent as logs (otlp-logs) or spans (otlp-spans).",
                 &["to"],
             ),
             export_dropped: families.counters(
                 "weir_flows_export_dropped_total",
-                "Flow records overwritten before they could be written, or that could not be written.",
+                "Flow records overwritten before they could be written or sent, or that could not be.",
                 &["to"],
             ),
             flows_lost: counter(

@@ -1,5 +1,7 @@
 //! Flows that are written somewhere as they are recorded.
 
+mod otlp;
+
 use std::fs;
 
 use serde_json::json;

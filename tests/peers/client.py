@@ -13,8 +13,10 @@ def echo(arguments):
     """Good requests: bytes to the application and back, with and without the hint of the client's port."""
     for forwarded in arguments.forwarded:
         client = hbone.open_client(arguments.to, arguments.ca, arguments.identity)
-        hint = [("forwarded", f'for="{forwarded}"')] if forwarded else []
-        stream = client.connect(arguments.authority, *hint)
+        hints = [("forwarded", f'for="{forwarded}"')] if forwarded else []
+        if arguments.traceparent:
+            hints.append(("traceparent", arguments.traceparent))
+        stream = client.connect(arguments.authority, *hints)
         status = client.answer(stream)
         payload = bytes(range(256)) * 1024
         client.send(stream, payload, end=True)
@@ -157,6 +159,7 @@ def main():
     parser.add_argument("--identity", default="shop/peer")
     parser.add_argument("--other", help="another address")
     parser.add_argument("--forwarded", nargs="*", default=[""])
+    parser.add_argument("--traceparent", help="what echo sends with each request")
     parser.add_argument("--first-port", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--hold", action="store_true")

@@ -5,6 +5,9 @@ use std::{num::NonZeroU32, path::PathBuf};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::OtlpConfig;
+use crate::flows::Tracing;
+
 /// Recorded flows.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -16,6 +19,8 @@ pub struct FlowsConfig {
     pub export: Option<ExportConfig>,
     /// Write connections to the standard output, one line each.
     pub access_log: AccessLogConfig,
+    /// Send records and connections to a collector; off if absent.
+    pub otlp: Option<OtlpConfig>,
 }
 
 /// A file with every record, one JSON object a line.
@@ -90,6 +95,7 @@ impl Default for FlowsConfig {
             capacity: 16_384,
             export: None,
             access_log: AccessLogConfig::default(),
+            otlp: None,
         }
     }
 }
@@ -113,8 +119,18 @@ fn default_keep() -> u32 {
 }
 
 impl FlowsConfig {
+    /// Which connections begin a trace; none if no spans are sent.
+    #[must_use]
+    pub fn tracing(&self) -> Option<Tracing> {
+        let otlp = self.otlp.as_ref().filter(|otlp| otlp.spans);
+        otlp.map(|otlp| Tracing::new(otlp.sample))
+    }
+
     /// What is wrong with it: the field, and what was expected.
     pub(super) fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        if let Some(otlp) = &self.otlp {
+            otlp.check()?;
+        }
         let Some(export) = &self.export else { return Ok(()) };
         if !export.file.is_absolute() || export.file.file_name().is_none() {
             return Err(("flows.export.file", "an absolute path of a file"));

@@ -4,6 +4,7 @@ mod api;
 mod cni;
 mod flows;
 mod hubble;
+mod otlp;
 mod parse;
 mod source;
 mod text;
@@ -27,6 +28,7 @@ pub use api::ApiConfig;
 pub use cni::CniConfig;
 pub use flows::{AccessLogConfig, AccessLogMode, ExportConfig, ExportFormat, FlowsConfig, LogFormat};
 pub use hubble::{HubbleClient, HubbleConfig};
+pub use otlp::{OtlpConfig, OtlpEndpoint, header as otlp_header};
 pub use parse::{ConfigError, parse};
 pub use text::HumanDuration;
 

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use weir_types::{Flow, FlowEvent, FlowPath, FlowPeer, FlowVerdict, Reason, TrafficDirection};
+use weir_types::{Flow, FlowEvent, FlowPeer, Reason};
+
+use super::names;
 
 /// `name=value`, with quotes where a value needs them.
 pub(super) fn text(flow: &Flow) -> String {
@@ -20,42 +22,13 @@ pub(super) fn text(flow: &Flow) -> String {
     };
     put("time", &flow.time.to_string());
     put("node", &flow.node);
-    put(
-        "event",
-        match flow.event {
-            FlowEvent::Open => "open",
-            FlowEvent::Close => "close",
-            FlowEvent::Refused => "refused",
-        },
-    );
-    put(
-        "verdict",
-        match flow.verdict {
-            FlowVerdict::Forwarded => "forwarded",
-            FlowVerdict::Denied => "denied",
-            FlowVerdict::Failed => "failed",
-        },
-    );
+    put("event", names::event(flow.event));
+    put("verdict", names::verdict(flow.verdict));
     if flow.reason != Reason::None {
         put("reason", flow.reason.as_str());
     }
-    put(
-        "direction",
-        match flow.direction {
-            TrafficDirection::Egress => "egress",
-            TrafficDirection::Ingress => "ingress",
-        },
-    );
-    put(
-        "path",
-        match flow.path {
-            FlowPath::Tunnel => "tunnel",
-            FlowPath::Plaintext => "plaintext",
-            FlowPath::Direct => "direct",
-            FlowPath::Kernel => "kernel",
-            FlowPath::Nowhere => "nowhere",
-        },
-    );
+    put("direction", names::direction(flow.direction));
+    put("path", names::path(flow.path));
     for (end, peer) in [("src", &flow.source), ("dst", &flow.destination)] {
         put(end, &name(peer));
         put(&format!("{end}_addr"), &peer.address.to_string());
@@ -77,6 +50,8 @@ pub(super) fn text(flow: &Flow) -> String {
         put("process", &process.name);
         put("pid", &process.pid.to_string());
     }
+    let trace = flow.trace.map(|own| own.trace_id.to_string());
+    put("trace", &trace.unwrap_or_default());
     put("detail", flow.detail.as_deref().unwrap_or_default());
     line
 }

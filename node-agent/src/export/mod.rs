@@ -3,6 +3,8 @@
 
 mod file;
 mod line;
+mod names;
+mod otlp;
 
 use std::{
     io::{self, Write as _},
@@ -21,6 +23,8 @@ use crate::{
 };
 use file::RotatingFile;
 
+pub use otlp::About;
+
 /// Records that are written before it is looked for new ones.
 const PAGE: usize = 512;
 
@@ -37,8 +41,14 @@ trait Target: Send + 'static {
 ///
 /// # Errors
 /// When the file cannot be opened, or no thread can be made.
-pub fn start(config: &FlowsConfig, flows: &FlowLog, metrics: &Metrics, origin: &Origin) -> io::Result<()> {
-    for name in [Export::NAME, AccessLog::NAME] {
+pub fn start(
+    config: &FlowsConfig,
+    flows: &FlowLog,
+    metrics: &Metrics,
+    origin: &Origin,
+    about: About,
+) -> io::Result<()> {
+    for name in [Export::NAME, AccessLog::NAME, otlp::LOGS, otlp::SPANS] {
         // Zero is a number, too.
         metrics.exported.with_label_values(&[name]);
         metrics.export_dropped.with_label_values(&[name]);
@@ -50,6 +60,9 @@ pub fn start(config: &FlowsConfig, flows: &FlowLog, metrics: &Metrics, origin: &
     }
     if config.access_log.mode != AccessLogMode::Off {
         follow(AccessLog::new(config.access_log), flows.clone(), metrics.clone())?;
+    }
+    if let Some(config) = &config.otlp {
+        otlp::start(config, flows, metrics, about);
     }
     Ok(())
 }

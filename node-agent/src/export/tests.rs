@@ -2,7 +2,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use super::*;
 
-fn flow(more: serde_json::Value) -> Flow {
+pub(super) fn flow(more: serde_json::Value) -> Flow {
     let mut value = serde_json::json!({
         "sequence": 1, "time": "2026-01-01T00:00:00Z", "node": "n1", "connection": 1, "event": "close",
         "verdict": "forwarded", "reason": "none", "direction": "egress", "path": "tunnel",
