@@ -170,6 +170,30 @@ fn the_agents_configuration_is_one_that_the_agent_takes() {
     agent_takes_configuration(&rendered);
 }
 
+#[test]
+fn the_files_for_a_collector_are_mounted_where_the_configuration_names_them() {
+    let otlp = r#"{"endpoint":"https://c:4317","roots":"/etc/weir/collector/ca.crt","spans":true}"#;
+    let config = format!("agent.config.flows.otlp={otlp}");
+    let rendered = render(&["--set-json", &config, "--set", "agent.collectorSecret=collector"]).unwrap();
+    let rendered = objects(&rendered);
+    agent_takes_configuration(&rendered);
+    let agent = rendered
+        .iter()
+        .find(|object| object["kind"] == "DaemonSet")
+        .unwrap();
+    let pod = &agent["spec"]["template"]["spec"];
+    let named = |list: &Value| -> Value {
+        let mut all = list.as_array().unwrap().iter();
+        all.find(|own| own["name"] == "collector").unwrap().clone()
+    };
+    assert_eq!(named(&pod["volumes"])["secret"]["secretName"], "collector");
+    let mount = named(&pod["containers"][0]["volumeMounts"]);
+    assert_eq!(
+        (&mount["mountPath"], &mount["readOnly"]),
+        (&"/etc/weir/collector".into(), &true.into())
+    );
+}
+
 fn agent_takes_configuration(rendered: &[Value]) {
     let map = rendered
         .iter()
