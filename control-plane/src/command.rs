@@ -1,12 +1,22 @@
-//! `weir-control authority`: operations on the authority's Secret, for its operator.
+//! `weir-control authority`, `weir-control flows-client`: operations on the authorities' Secrets, for their operator.
+
+use std::{io::Write as _, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use kube::Client;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use weir_types::{Identity, TrustDomain};
+use zeroize::Zeroizing;
 
-use crate::ca::{AuthoritySecret, AuthorityStatus, NextAuthority, Phase, Reason, SecretName, Serial};
+use crate::ca::{
+    AuthoritySecret, AuthorityStatus, InForce, NextAuthority, Phase, Reason, Scope, SecretError, SecretName,
+    Serial, Usage, pem,
+};
+
+/// Seconds.
+const DAY: u64 = 24 * 3600;
 
 /// What is done with the authority.
 #[derive(Debug, Subcommand)]
@@ -50,11 +60,64 @@ pub struct Revoke {
     serial: Option<Serial>,
 }
 
+/// For whom, and for how long.
+#[derive(Debug, Args)]
+pub struct FlowsClient {
+    /// The client's name: it is known as NAME.client.hubble.weir.dev.
+    name: String,
+    /// Days that it is valid. Nothing but its end takes it back.
+    #[arg(long, value_name = "DAYS", default_value = "90", value_parser = clap::value_parser!(u16).range(1..=365))]
+    days: u16,
+}
+
 /// Does it, and says what came of it.
 ///
 /// # Errors
 /// When the Secret or the API server do not allow it: what, and what to do.
-pub fn run(command: &Authority, name: SecretName, trust_domain: TrustDomain) -> anyhow::Result<()> {
+pub fn authority(command: &Authority, name: SecretName, trust_domain: TrustDomain) -> anyhow::Result<()> {
+    with_client(async |client| {
+        let secret = AuthoritySecret::new(client, name, trust_domain);
+        change(command, &secret, Timestamp::now()).await?;
+        show(&secret.status(Timestamp::now()).await?);
+        Ok(())
+    })
+}
+
+/// Prints a client's key, certificate and roots.
+///
+/// # Errors
+/// When there is no authority yet, the name cannot be had, or the API server does not allow it.
+pub fn flows_client(command: &FlowsClient, name: SecretName) -> anyhow::Result<()> {
+    let full = weir_types::hubble::client(&command.name)?;
+    let days = u64::from(command.days) * DAY;
+    let secret_name = format!("{}/{}", name.namespace, name.name);
+    let now = Timestamp::now();
+    let contents = with_client(async |client| {
+        let secret = AuthoritySecret::new(client, name, Scope::Flows);
+        match secret.contents().await {
+            Err(SecretError::Absent(_)) => anyhow::bail!(
+                "there is no authority for clients of flows yet: the Secret {secret_name} is made when the first agent asks for \
+                 a certificate of its port (Helm: flows.port.enabled)"
+            ),
+            other => Ok(other?),
+        }
+    })?;
+    let in_force = InForce::load(&contents, &Scope::Flows, now)?;
+    let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?);
+    let lifetime = Duration::from_secs(days);
+    let authority = in_force.authority();
+    let certified = authority.issue_host(&*key, &full, Usage::Client, lifetime, now)?;
+    let mut out = Zeroizing::new(key.serialize_pem());
+    for certificate in std::iter::once(&certified.leaf).chain(&certified.intermediates) {
+        out.push_str(&pem::certificate(certificate));
+    }
+    out.push_str(in_force.roots_pem());
+    std::io::stdout().write_all(out.as_bytes())?;
+    eprintln!("weir-control: {full}, valid until {:.0}", certified.not_after);
+    Ok(())
+}
+
+fn with_client<T>(ask: impl AsyncFnOnce(Client) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -62,10 +125,7 @@ pub fn run(command: &Authority, name: SecretName, trust_domain: TrustDomain) -> 
         let client = Client::try_default()
             .await
             .context("the API server cannot be found: no service account, and no KUBECONFIG")?;
-        let secret = AuthoritySecret::new(client, name, trust_domain);
-        change(command, &secret, Timestamp::now()).await?;
-        show(&secret.status(Timestamp::now()).await?);
-        Ok(())
+        ask(client).await
     })
 }
 

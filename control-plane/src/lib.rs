@@ -10,6 +10,7 @@ pub mod command;
 pub mod compile;
 pub mod crd;
 pub mod engine;
+pub mod flows;
 mod overview;
 pub mod publish;
 pub mod reports;

@@ -77,6 +77,17 @@ struct Arguments {
     /// The Secret with the authority's key: namespace/name. The namespace must be one that agents cannot read.
     #[arg(long, global = true, value_name = "NAMESPACE/NAME", default_value = "weir-authority/weir-authority", env = "WEIR_AUTHORITY_SECRET", value_parser = secret)]
     authority_secret: (String, String),
+    /// The Secret with the key of the flows' authority, in the same namespace. It is made when the first certificate is asked for.
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        default_value = "weir-flows-authority"
+    )]
+    flows_authority_secret: String,
+    /// The service account of relays of flows, in the agents' namespace.
+    #[arg(long, value_name = "NAME", default_value = "weir-relay")]
+    relay_service_account: String,
     /// Policies of Istio's security.istio.io count too.
     #[arg(long)]
     istio_policies: bool,
@@ -103,6 +114,13 @@ enum Command {
             kubectl -n weir-system exec deploy/weir-control -- /weir-control authority prepare"
     )]
     Authority(command::Authority),
+    /// Print a key and a certificate for a client of flows that runs elsewhere, as Hubble's command line or a dashboard, and the
+    /// roots that it is to trust: PEM, all in one.
+    #[command(after_help = "Examples, with the rights of weir-control itself:\n  \
+            kubectl -n weir-system exec deploy/weir-control -- /weir-control flows-client anna > anna.pem\n  \
+            hubble observe --server relay.example.org:4245 --tls --tls-server-name relay.hubble.weir.dev \\\n    \
+              --tls-ca-cert-files anna.pem --tls-client-cert-file anna.pem --tls-client-key-file anna.pem")]
+    FlowsClient(command::FlowsClient),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -141,12 +159,14 @@ impl From<Arguments> for Options {
                 service_account: arguments.agent_service_account,
                 daemon_set: arguments.agent_daemon_set,
                 trusted: arguments.trusted_node_accounts,
+                relay_service_account: arguments.relay_service_account,
             },
             authority: SecretName { namespace, name },
             source: match arguments.authority {
                 Authority::Own => Source::Own,
                 Authority::Given => Source::Given,
             },
+            flows_authority: arguments.flows_authority_secret,
             istio_policies: arguments.istio_policies,
             taint_starting_nodes: arguments.taint_starting_nodes,
             instance: arguments.instance,
@@ -157,10 +177,18 @@ impl From<Arguments> for Options {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::Authority(command)) = &arguments.command {
+    if let Some(command) = &arguments.command {
         let (namespace, name) = arguments.authority_secret;
-        let secret = SecretName { namespace, name };
-        return match command::run(command, secret, arguments.trust_domain) {
+        let done = match command {
+            Command::Authority(command) => {
+                command::authority(command, SecretName { namespace, name }, arguments.trust_domain)
+            }
+            Command::FlowsClient(command) => {
+                let name = arguments.flows_authority_secret;
+                command::flows_client(command, SecretName { namespace, name })
+            }
+        };
+        return match done {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("weir-control: {error:#}");

@@ -18,9 +18,10 @@ use weir_types::{Identity, TrustDomain};
 use crate::{
     ads::{Ads, Authenticate, Limits, Store},
     auth::{AgentAccount, AuthLimits, KubePods, TokenAuthenticator},
-    ca::{AuthoritySecret, CaLimits, CertificateService, Entitlements, Keys, SecretName, Source},
+    ca::{AuthoritySecret, CaLimits, CertificateService, Entitlements, Keys, Scope, SecretName, Source},
     compile::{Settings, Unentitled},
     engine::Engine,
+    flows::{self, FlowLimits, FlowService},
     overview::{Overview, Parts},
     publish,
     reports::{ReportService, Reports},
@@ -67,6 +68,8 @@ pub struct Options {
     pub authority: SecretName,
     /// Where what is in it comes from.
     pub source: Source,
+    /// The Secret of the authority of the flows' certificates, in the same namespace.
+    pub flows_authority: String,
     /// Whether Istio's policies count.
     pub istio_policies: bool,
     /// Whether nodes that are not ready get the taint that keeps pods off until their agent is ready.
@@ -116,6 +119,12 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("--listen: {} cannot be opened", options.listen))?;
     let registry = Registry::new();
+    let flows_secret = SecretName {
+        namespace: options.authority.namespace.clone(),
+        name: options.flows_authority,
+    };
+    let flows_secret = AuthoritySecret::new(client.clone(), flows_secret, Scope::Flows);
+    let flows_keys = Keys::new(flows_secret, Source::Own, &registry)?;
     let secret = AuthoritySecret::new(client.clone(), options.authority, options.trust_domain.clone());
     let keys = Keys::new(secret, options.source, &registry)?;
     let store = Arc::new(Store::new());
@@ -123,13 +132,17 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let engine = Arc::new(Engine::new(options.settings, store.clone()));
     let reports = Arc::new(Reports::default());
     let agent_namespace = options.account.namespace.clone();
-    let authenticate: Arc<dyn Authenticate> = Arc::new(TokenAuthenticator::new(
+    let callers = Arc::new(TokenAuthenticator::new(
         client.clone(),
         options.account,
         Arc::new(KubePods::new(client.clone())),
         AuthLimits::default(),
         &registry,
     )?);
+    let authenticate: Arc<dyn Authenticate> = callers.clone();
+    let flows_authority = flows::Authority::new(&flows_keys);
+    let flow_certificates =
+        FlowService::new(callers, flows_authority.clone(), FlowLimits::default(), &registry)?;
     let entitlements = Arc::new(Pods {
         engine: engine.clone(),
         trust_domain: options.trust_domain.clone(),
@@ -149,6 +162,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         let keys = keys.clone();
         tasks.spawn(async move { keys.run().await });
     }
+    tasks.spawn(async move { flows_authority.run(&flows_keys).await });
     let own = Arc::new(OwnCertificate::default());
     {
         let (own, in_force, names) = (own.clone(), keys.in_force(), options.server_names);
@@ -197,6 +211,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         .max_concurrent_streams(CALLS)
         .add_service(ads.service())
         .add_service(certificates.service())
+        .add_service(flow_certificates.service())
         .add_service(ReportService::new(reports, authenticate));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(router.serve_with_incoming_shutdown(connections, async {

@@ -78,6 +78,7 @@ impl World {
             service_account: ACCOUNT.to_owned(),
             daemon_set: ACCOUNT.to_owned(),
             trusted: Vec::new(),
+            relay_service_account: "weir-relay".to_owned(),
         }
     }
 

@@ -15,7 +15,8 @@ fn authority(client: kube::Client) -> AuthoritySecret {
         namespace: "weir-authority".to_owned(),
         name: "weir-authority".to_owned(),
     };
-    AuthoritySecret::new(client, name, "cluster.local".parse().unwrap())
+    let domain: weir_types::TrustDomain = "cluster.local".parse().unwrap();
+    AuthoritySecret::new(client, name, domain)
 }
 
 /// Roots that each agent trusts.

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod explain;
 pub mod flow;
+pub mod hubble;
 pub mod identity;
 pub mod trace;
 

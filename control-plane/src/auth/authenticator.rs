@@ -19,7 +19,7 @@ use zeroize::Zeroize as _;
 
 use super::{
     cache::Reviewed,
-    claims::{AgentAccount, BoundPod},
+    claims::{AgentAccount, BoundPod, Holder},
     lookup::{AgentPods, LookupError},
     reason::Reason,
     refusals::RefusalLog,
@@ -45,7 +45,25 @@ pub struct AuthLimits {
     pub sources: usize,
 }
 
-/// Knows agents by the tokens of their pods.
+/// Who a caller is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// An agent.
+    Agent(Agent),
+    /// A node proxy of other make, which is let in as agents are.
+    OtherNodeProxy(Agent),
+    /// A relay of flows, in this pod.
+    Relay(String),
+}
+
+/// Decides who a caller is, where that may be another than a node's proxy.
+#[tonic::async_trait]
+pub trait Callers: Send + Sync + 'static {
+    /// Who sent these metadata from this address.
+    async fn caller(&self, metadata: &MetadataMap, peer: Option<SocketAddr>) -> Result<Caller, Refusal>;
+}
+
+/// Knows agents and relays by the tokens of their pods.
 pub struct TokenAuthenticator {
     reviews: Api<TokenReview>,
     account: AgentAccount,
@@ -130,7 +148,7 @@ impl TokenAuthenticator {
         })
     }
 
-    async fn check(&self, metadata: &MetadataMap, source: Source) -> Result<Agent, Failed> {
+    async fn check(&self, metadata: &MetadataMap, source: Source) -> Result<Caller, Failed> {
         let token = Token::of(metadata)?;
         let digest = token.digest();
         // Who does not guess does not wait for others who have the same address.
@@ -148,12 +166,11 @@ impl TokenAuthenticator {
                 Some(bound) => bound,
                 None => self.review(&token, digest).await?,
             };
-            self.node(&bound).await
+            self.holder(&bound).await
         };
-        let node = timeout(self.limits.timeout, asked)
+        timeout(self.limits.timeout, asked)
             .await
-            .map_err(|_| Failed::Slow)??;
-        Ok(Agent { node: node.into() })
+            .map_err(|_| Failed::Slow)?
     }
 
     async fn slow_down(&self, source: Source) -> Result<(), Failed> {
@@ -197,16 +214,44 @@ impl TokenAuthenticator {
         Ok(bound)
     }
 
-    async fn node(&self, bound: &BoundPod) -> Result<String, Failed> {
+    async fn holder(&self, bound: &BoundPod) -> Result<Caller, Failed> {
         let no_pod = || Reason::NoPod(bound.name.clone());
-        let account = self.account.expected().nth(bound.account).ok_or_else(no_pod)?;
+        let index = match bound.holder {
+            Holder::Node(index) => index,
+            Holder::Relay => {
+                let pod = self.pods.pod(&self.account.namespace, &bound.name).await?;
+                let pod = pod.ok_or_else(no_pod)?;
+                pod.check(bound, &self.account.relay_service_account)?;
+                return Ok(Caller::Relay(bound.name.clone()));
+            }
+        };
+        let account = self.account.expected().nth(index).ok_or_else(no_pod)?;
         let pod = self.pods.pod(account.namespace, &bound.name).await?;
         let pod = pod.ok_or_else(no_pod)?;
         let daemon_set = self
             .pods
             .daemon_set_uid(account.namespace, account.daemon_set)
             .await?;
-        Ok(account.node_of(bound, &pod, daemon_set.as_deref())?)
+        let node = account.node_of(bound, &pod, daemon_set.as_deref())?.into();
+        Ok(match index {
+            0 => Caller::Agent(Agent { node }),
+            _ => Caller::OtherNodeProxy(Agent { node }),
+        })
+    }
+
+    /// Notes that a caller was not let in.
+    fn refuse(&self, failed: Failed, peer: Option<SocketAddr>, source: Source) -> Refusal {
+        self.metrics.refused.with_label_values(&[failed.label()]).inc();
+        self.log.warn("a caller", peer, &failed);
+        let text = failed.to_string();
+        match failed {
+            Failed::Refused(_) => {
+                lock(&self.throttle).failed(source, self.started.elapsed());
+                Refusal::Unauthenticated(text)
+            }
+            // Nothing is known of the caller then, so it is not held against it.
+            _ => Refusal::Unavailable(text),
+        }
     }
 }
 
@@ -214,21 +259,20 @@ impl TokenAuthenticator {
 impl Authenticate for TokenAuthenticator {
     async fn authenticate(&self, metadata: &MetadataMap, peer: Option<SocketAddr>) -> Result<Agent, Refusal> {
         let source = Source::new(peer.map(|peer| peer.ip()));
-        let failed = match self.check(metadata, source).await {
-            Ok(agent) => return Ok(agent),
-            Err(failed) => failed,
-        };
-        self.metrics.refused.with_label_values(&[failed.label()]).inc();
-        self.log.warn("a caller", peer, &failed);
-        let text = failed.to_string();
-        match failed {
-            Failed::Refused(_) => {
-                lock(&self.throttle).failed(source, self.started.elapsed());
-                Err(Refusal::Unauthenticated(text))
-            }
-            // Nothing is known of the caller then, so it is not held against it.
-            _ => Err(Refusal::Unavailable(text)),
+        match self.check(metadata, source).await {
+            Ok(Caller::Agent(agent) | Caller::OtherNodeProxy(agent)) => Ok(agent),
+            Ok(Caller::Relay(pod)) => Err(self.refuse(Reason::User(pod).into(), peer, source)),
+            Err(failed) => Err(self.refuse(failed, peer, source)),
         }
+    }
+}
+
+#[tonic::async_trait]
+impl Callers for TokenAuthenticator {
+    async fn caller(&self, metadata: &MetadataMap, peer: Option<SocketAddr>) -> Result<Caller, Refusal> {
+        let source = Source::new(peer.map(|peer| peer.ip()));
+        let checked = self.check(metadata, source).await;
+        checked.map_err(|failed| self.refuse(failed, peer, source))
     }
 }
 

@@ -80,12 +80,13 @@ impl Reviewed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::claims::Holder;
 
     const FRESH: Duration = Duration::from_secs(10);
 
     fn pod(name: &str) -> BoundPod {
         BoundPod {
-            account: 0,
+            holder: Holder::Node(0),
             name: name.to_owned(),
             uid: "u".to_owned(),
             node: None,

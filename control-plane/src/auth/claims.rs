@@ -27,6 +27,8 @@ pub struct AgentAccount {
     pub daemon_set: String,
     /// Other node proxies that are let in as agents are.
     pub trusted: Vec<NodeAccount>,
+    /// The service account of relays of flows, in the agents' namespace.
+    pub relay_service_account: String,
 }
 
 /// The service account of a node proxy of other make, as ztunnel is, and the DaemonSet of the same name.
@@ -51,11 +53,19 @@ pub(super) struct Expected<'a> {
     pub(super) daemon_set: &'a str,
 }
 
+/// Whose pod a token is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// A node proxy: which of [`AgentAccount::expected`]. The first are the agents.
+    Node(usize),
+    /// A relay of flows.
+    Relay,
+}
+
 /// The pod that a token is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BoundPod {
-    /// Which of [`AgentAccount::expected`] the token is of.
-    pub(super) account: usize,
+    pub(super) holder: Holder,
     pub(super) name: String,
     pub(super) uid: String,
     /// The node that the token names, if it names one.
@@ -72,6 +82,7 @@ impl Default for AgentAccount {
             service_account: "weir-agent".to_owned(),
             daemon_set: "weir-agent".to_owned(),
             trusted: Vec::new(),
+            relay_service_account: "weir-relay".to_owned(),
         }
     }
 }
@@ -92,7 +103,7 @@ impl AgentAccount {
         std::iter::once(own).chain(trusted)
     }
 
-    /// The pod of an agent's token, if it is one.
+    /// The pod of a token that is an agent's, another node proxy's or a relay's.
     pub(super) fn bound_pod(&self, status: &TokenReviewStatus) -> Result<BoundPod, Reason> {
         if status.authenticated != Some(true) {
             let words = status.error.as_deref().unwrap_or_default();
@@ -108,11 +119,14 @@ impl AgentAccount {
         let account = name
             .strip_prefix("system:serviceaccount:")
             .and_then(|account| account.split_once(':'));
-        let account = account.and_then(|(namespace, name)| {
-            self.expected()
-                .position(|own| (own.namespace, own.service_account) == (namespace, name))
+        let holder = account.and_then(|(namespace, name)| {
+            let node = self
+                .expected()
+                .position(|own| (own.namespace, own.service_account) == (namespace, name));
+            let is_relay = (namespace, name) == (&self.namespace, &self.relay_service_account);
+            node.map(Holder::Node).or(is_relay.then_some(Holder::Relay))
         });
-        let Some(account) = account else {
+        let Some(holder) = holder else {
             return Err(Reason::User(name.chars().take(MOST_WORDS).collect()));
         };
         let extra = user.and_then(|user| user.extra.as_ref());
@@ -124,7 +138,7 @@ impl AgentAccount {
             return Err(Reason::NotBound);
         };
         Ok(BoundPod {
-            account,
+            holder,
             name,
             uid,
             node: one(NODE_NAME),
@@ -188,20 +202,26 @@ mod tests {
             let mut status = good();
             status["user"]["username"] = json!(user);
             let bound = account.bound_pod(&serde_json::from_value(status).unwrap());
-            bound.map(|bound| bound.account)
+            bound.map(|bound| bound.holder)
         };
         let refused = |user: &str| Err(Reason::User(user.to_owned()));
         let [agent, other] = [
             "system:serviceaccount:weir-system:weir-agent",
             "system:serviceaccount:mesh:ztunnel",
         ];
-        assert_eq!((of(&ztunnel(), agent), of(&ztunnel(), other)), (Ok(0), Ok(1)));
+        assert_eq!(
+            (of(&ztunnel(), agent), of(&ztunnel(), other)),
+            (Ok(Holder::Node(0)), Ok(Holder::Node(1)))
+        );
         assert_eq!(
             of(&AgentAccount::default(), other),
             refused(other),
             "unless it is named"
         );
+        let relay = "system:serviceaccount:weir-system:weir-relay";
+        assert_eq!(of(&AgentAccount::default(), relay), Ok(Holder::Relay));
         for user in [
+            "system:serviceaccount:mesh:weir-relay",
             "system:serviceaccount:mesh:weir-agent",
             "system:serviceaccount:weir-system:ztunnel",
             "system:serviceaccount:mesh:ztunnel:",

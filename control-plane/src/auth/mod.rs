@@ -13,7 +13,7 @@ mod refusals;
 mod throttle;
 mod token;
 
-pub use authenticator::{AuthLimits, TokenAuthenticator};
+pub use authenticator::{AuthLimits, Caller, Callers, TokenAuthenticator};
 pub use claims::{AgentAccount, BadAccount, NodeAccount};
 pub use lookup::{AgentPods, KubePods, LookupError};
 pub use pod::{AgentPod, Controller};

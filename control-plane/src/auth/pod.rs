@@ -60,6 +60,23 @@ impl From<&Pod> for AgentPod {
     }
 }
 
+impl AgentPod {
+    /// Whether it is the one that a token is bound to, lives, and runs as this service account.
+    pub(super) fn check(&self, bound: &BoundPod, service_account: &str) -> Result<(), Reason> {
+        let name = || bound.name.clone();
+        if self.uid.is_empty() || self.uid != bound.uid {
+            return Err(Reason::PodUid(name()));
+        }
+        if self.ending {
+            return Err(Reason::PodEnding(name()));
+        }
+        if self.service_account != service_account {
+            return Err(Reason::PodAccount(name()));
+        }
+        Ok(())
+    }
+}
+
 impl Expected<'_> {
     /// The node of an agent's pod, if it is one and the token is bound to it. `daemon_set` is the UID of the DaemonSet
     /// of that name, if it is known.
@@ -70,15 +87,7 @@ impl Expected<'_> {
         daemon_set: Option<&str>,
     ) -> Result<String, Reason> {
         let name = || bound.name.clone();
-        if pod.uid.is_empty() || pod.uid != bound.uid {
-            return Err(Reason::PodUid(name()));
-        }
-        if pod.ending {
-            return Err(Reason::PodEnding(name()));
-        }
-        if pod.service_account != self.service_account {
-            return Err(Reason::PodAccount(name()));
-        }
+        pod.check(bound, self.service_account)?;
         let controlled = pod.controller.as_ref().is_some_and(|controller| {
             controller.kind == "DaemonSet"
                 && controller.api_version.starts_with("apps/")
@@ -104,7 +113,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::auth::AgentAccount;
+    use crate::auth::{AgentAccount, claims::Holder};
 
     fn good() -> Value {
         json!({
@@ -123,7 +132,7 @@ mod tests {
     fn node(pod: Value, daemon_set: Option<&str>, node: Option<&str>) -> Result<String, Reason> {
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let bound = BoundPod {
-            account: 0,
+            holder: Holder::Node(0),
             name: "agent-1".to_owned(),
             uid: "uid-1".to_owned(),
             node: node.map(str::to_owned),

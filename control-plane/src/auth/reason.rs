@@ -34,7 +34,7 @@ pub enum Reason {
     #[error("the pod {0:?} is ending or has ended")]
     PodEnding(String),
     /// The pod is of another account than the token.
-    #[error("the pod {0:?} does not run as the agents' service account")]
+    #[error("the pod {0:?} runs as another service account")]
     PodAccount(String),
     /// Somebody made a pod with the agents' account.
     #[error("the pod {0:?} is not one of the agents' DaemonSet")]

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime, pem::PemObject as _};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
-use weir_types::{Identity, TrustDomain};
+use weir_types::Identity;
 use x509_parser::{
     extensions::ParsedExtension,
     prelude::{FromDer as _, X509Certificate},
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use super::{
     clock::{after, before, offset},
     csr::VerifiedRequest,
+    scope::{Scope, Usage, dns, uri},
 };
 
 /// How far `notBefore` lies in the past, so that a peer whose clock is behind accepts a fresh certificate. As the
@@ -58,7 +59,7 @@ pub enum AuthorityError {
     KeyMismatch,
     /// What it would sign is not accepted.
     #[error(
-        "a certificate that this authority signs does not verify against the roots ({0}): check that the chain leads to one of them, and that no constraint on names or on the length of the path forbids workloads"
+        "a certificate that this authority signs does not verify against the roots ({0}): check that the chain leads to one of them, and that no constraint on names or on the length of the path forbids it"
     )]
     Unverifiable(webpki::Error),
     /// Its certificate is not valid now.
@@ -75,7 +76,7 @@ pub enum AuthorityError {
     Sign(#[from] rcgen::Error),
 }
 
-/// Signs certificates of workloads.
+/// Signs certificates.
 pub struct Authority {
     key: Zeroizing<KeyPair>,
     /// Of the authority, then of its issuers up to but not with a root.
@@ -90,7 +91,7 @@ pub struct Authority {
 /// A certificate as it was issued.
 #[derive(Debug, Clone)]
 pub struct Certified {
-    /// The workload's certificate.
+    /// The certificate.
     pub leaf: CertificateDer<'static>,
     /// Its issuers, without the root.
     pub intermediates: Vec<CertificateDer<'static>>,
@@ -120,7 +121,7 @@ impl Authority {
         chain: &[u8],
         key: &[u8],
         roots: &[CertificateDer<'static>],
-        trust_domain: &TrustDomain,
+        scope: &Scope,
         now: Timestamp,
     ) -> Result<Self, AuthorityError> {
         const CHAIN: &str = "the certificate chain";
@@ -164,7 +165,7 @@ impl Authority {
             not_after,
             key_identifier,
         };
-        authority.try_out(roots, trust_domain, now)?;
+        authority.try_out(roots, scope, now)?;
         Ok(authority)
     }
 
@@ -180,7 +181,31 @@ impl Authority {
         lifetime: Duration,
         now: Timestamp,
     ) -> Result<Certified, AuthorityError> {
-        self.certify(request.public_key(), identity, lifetime, now)
+        let name = uri(&identity.to_string())?;
+        let lifetime = lifetime.min(LONGEST_LIFETIME);
+        self.certify(
+            request.public_key(),
+            name,
+            &[Usage::Server, Usage::Client],
+            lifetime,
+            now,
+        )
+    }
+
+    /// Certifies a key for a host's name, and for one use. `lifetime` counts from `now` and is cut where the authority's own
+    /// ends.
+    ///
+    /// # Errors
+    /// When the authority is not valid at `now`, the name is none, or signing fails.
+    pub fn issue_host(
+        &self,
+        key: &impl PublicKeyData,
+        name: &str,
+        usage: Usage,
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<Certified, AuthorityError> {
+        self.certify(key, dns(name)?, &[usage], lifetime, now)
     }
 
     /// When its own certificate ends.
@@ -219,16 +244,10 @@ impl Authority {
     }
 
     /// A new self-signed root, valid from `now`.
-    pub(super) fn new_root(trust_domain: &TrustDomain, now: Timestamp) -> Result<NewRoot, AuthorityError> {
+    pub(super) fn new_root(scope: &Scope, now: Timestamp) -> Result<NewRoot, AuthorityError> {
         let mut params = CertificateParams::default();
-        let mut name = DistinguishedName::new();
-        name.push(DnType::OrganizationName, trust_domain.as_str());
-        // Roots that are trusted at the same time must not share a name: a verifier finds the issuer by it.
         let number: [u8; 4] = rand::random();
-        name.push(DnType::CommonName, format!("Weir root {}", hex(&number)));
-        params.distinguished_name = name;
-        // SPIFFE X.509-SVID section 3.2: a signing certificate's id is its trust domain's.
-        params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
+        scope.describe_root(&mut params, &hex(&number))?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.serial_number = Some(SerialNumber::from_slice(&serial()));
@@ -245,7 +264,8 @@ impl Authority {
     fn certify(
         &self,
         key: &impl PublicKeyData,
-        identity: &Identity,
+        name: SanType,
+        usages: &[Usage],
         lifetime: Duration,
         now: Timestamp,
     ) -> Result<Certified, AuthorityError> {
@@ -253,18 +273,15 @@ impl Authority {
             return Err(AuthorityError::Expired);
         }
         let not_before = before(now, CLOCK_SKEW).max(self.not_before);
-        let not_after = after(now, lifetime.min(LONGEST_LIFETIME)).min(self.not_after);
+        let not_after = after(now, lifetime).min(self.not_after);
         let serial = serial();
         let mut params = CertificateParams::default();
         // No subject, so the name below is critical (RFC 5280 section 4.1.2.6): rcgen sees to it.
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![uri(&identity.to_string())?];
+        params.subject_alt_names = vec![name];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = usages.iter().map(|usage| usage.purpose()).collect();
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.not_before = offset(not_before).ok_or(AuthorityError::Time)?;
@@ -284,13 +301,12 @@ impl Authority {
     fn try_out(
         &self,
         roots: &[CertificateDer<'static>],
-        trust_domain: &TrustDomain,
+        scope: &Scope,
         now: Timestamp,
     ) -> Result<(), AuthorityError> {
-        let identity =
-            Identity::new(trust_domain, "weir", "weir").map_err(|_| rcgen::Error::InvalidNameType)?;
+        let usages = [Usage::Server, Usage::Client];
         let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?);
-        let certified = self.certify(&*key, &identity, LONGEST_LIFETIME, now)?;
+        let certified = self.certify(&*key, scope.example()?, &usages, LONGEST_LIFETIME, now)?;
         let anchors: Vec<TrustAnchor<'_>> = roots
             .iter()
             .map(anchor_from_trusted_cert)
@@ -357,12 +373,6 @@ pub(super) fn authorities(
 pub(super) fn end_of(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()
-}
-
-fn uri(text: &str) -> Result<SanType, AuthorityError> {
-    Ok(SanType::URI(
-        text.try_into().map_err(|_| rcgen::Error::InvalidNameType)?,
-    ))
 }
 
 fn serial() -> [u8; SERIAL_LENGTH] {

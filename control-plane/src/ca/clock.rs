@@ -5,15 +5,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use time::OffsetDateTime;
 
-pub(super) fn after(moment: Timestamp, by: Duration) -> Timestamp {
+pub(crate) fn after(moment: Timestamp, by: Duration) -> Timestamp {
     moment.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
-pub(super) fn before(moment: Timestamp, by: Duration) -> Timestamp {
+pub(crate) fn before(moment: Timestamp, by: Duration) -> Timestamp {
     moment.checked_sub(by).unwrap_or(Timestamp::MIN)
 }
 
 /// Whole seconds, which is what X.509 has.
-pub(super) fn offset(moment: Timestamp) -> Option<OffsetDateTime> {
+pub(crate) fn offset(moment: Timestamp) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(moment.as_second()).ok()
 }

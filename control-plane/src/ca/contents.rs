@@ -264,6 +264,12 @@ impl Contents {
         self.rotation.map(|rotation| rotation.phase).unwrap_or_default()
     }
 
+    /// Since when it stands there.
+    #[must_use]
+    pub fn since(&self) -> Option<Timestamp> {
+        Some(self.rotation?.since)
+    }
+
     /// When [`Self::activate`] or [`Self::retire`] is possible; nothing in the stable phase.
     #[must_use]
     pub fn next_possible(&self) -> Option<Timestamp> {

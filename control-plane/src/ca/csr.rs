@@ -45,8 +45,8 @@ pub enum CsrError {
     /// The key is of a kind or a size that is not accepted.
     #[error("its key is none of P-256, P-384, Ed25519 and RSA of {LEAST_RSA_BITS} to {MOST_RSA_BITS} bits")]
     WeakKey,
-    /// It asks for other names than the identity.
-    #[error("it asks for another name than the identity")]
+    /// It asks for another name than its own.
+    #[error("it asks for another name than it would get")]
     Names,
     /// It asks to become a certificate authority.
     #[error("it asks for a certificate of an authority")]
@@ -58,12 +58,27 @@ pub enum CsrError {
 impl VerifiedRequest {
     /// Checks a request in PEM form for this identity.
     ///
-    /// The subject and the extensions but for names are ignored. None of what it asks for gets into the certificate,
-    /// so what is refused here is only what no honest client sends.
-    ///
     /// # Errors
     /// See [`CsrError`].
     pub fn parse(pem: &str, identity: &Identity) -> Result<Self, CsrError> {
+        let own = identity.to_string();
+        Self::parse_for(pem, |name| matches!(name, GeneralName::URI(uri) if *uri == own))
+    }
+
+    /// Checks a request in PEM form for a host of this name.
+    ///
+    /// # Errors
+    /// See [`CsrError`].
+    pub fn parse_host(pem: &str, host: &str) -> Result<Self, CsrError> {
+        Self::parse_for(
+            pem,
+            |name| matches!(name, GeneralName::DNSName(name) if *name == host),
+        )
+    }
+
+    /// The subject and the extensions but for names are ignored. None of what it asks for gets into the certificate,
+    /// so what is refused here is only what no honest client sends.
+    fn parse_for(pem: &str, is_own: impl Fn(&GeneralName<'_>) -> bool) -> Result<Self, CsrError> {
         if pem.len() > MOST_CSR_BYTES {
             return Err(CsrError::TooLarge);
         }
@@ -86,7 +101,7 @@ impl VerifiedRequest {
         for attribute in request.certification_request_info.iter_attributes() {
             if let ParsedCriAttribute::ExtensionRequest(requested) = attribute.parsed_attribute() {
                 for extension in &requested.extensions {
-                    check_extension(extension, identity)?;
+                    check_extension(extension, &is_own)?;
                 }
             }
         }
@@ -94,7 +109,7 @@ impl VerifiedRequest {
     }
 
     /// The key to certify.
-    pub(super) fn public_key(&self) -> &SubjectPublicKeyInfo {
+    pub(crate) fn public_key(&self) -> &SubjectPublicKeyInfo {
         &self.public_key
     }
 }
@@ -144,7 +159,10 @@ fn bits(number: &[u8]) -> usize {
     significant.len() * 8 - leading
 }
 
-fn check_extension(extension: &X509Extension<'_>, identity: &Identity) -> Result<(), CsrError> {
+fn check_extension(
+    extension: &X509Extension<'_>,
+    is_own: impl Fn(&GeneralName<'_>) -> bool,
+) -> Result<(), CsrError> {
     if extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME {
         // By the OID, so that names which cannot be parsed are not taken for no names.
         let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else {
@@ -152,7 +170,7 @@ fn check_extension(extension: &X509Extension<'_>, identity: &Identity) -> Result
         };
         return match names.general_names.as_slice() {
             [] => Ok(()),
-            [GeneralName::URI(uri)] if *uri == identity.to_string() => Ok(()),
+            [name] if is_own(name) => Ok(()),
             _ => Err(CsrError::Names),
         };
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
-use weir_types::{Identity, TrustDomain};
+use weir_types::Identity;
 
 use super::{
     authority::{Authority, AuthorityError, Certified, end_of},
@@ -12,6 +12,7 @@ use super::{
     csr::VerifiedRequest,
     pem,
     revocation::Revoked,
+    scope::Scope,
 };
 
 /// Signs, and says what to trust and what is revoked. Never changes: another takes its place.
@@ -33,14 +34,10 @@ impl InForce {
     ///
     /// # Errors
     /// When they cannot be read, or what the authority signs would not be accepted at `now`.
-    pub fn load(
-        contents: &Contents,
-        trust_domain: &TrustDomain,
-        now: Timestamp,
-    ) -> Result<Self, ContentsError> {
+    pub fn load(contents: &Contents, scope: &Scope, now: Timestamp) -> Result<Self, ContentsError> {
         let roots = contents.roots()?;
         let load = |material: &Material, name| {
-            Authority::from_pem(&material.chain, &material.key, &roots, trust_domain, now)
+            Authority::from_pem(&material.chain, &material.key, &roots, scope, now)
                 .map_err(|source| ContentsError::Authority { name, source })
         };
         let authority = load(&contents.current, "the authority (tls.crt, tls.key, ca.crt)")?;

@@ -76,15 +76,21 @@ impl Keys {
         registry: &Registry,
     ) -> Result<Arc<Self>, prometheus::Error> {
         let in_force = watch::Sender::new(None);
-        registry.register(Box::new(Expiry::new(in_force.subscribe())?))?;
+        let label = secret.scope().label();
+        registry.register(Box::new(Expiry::new(label, in_force.subscribe())?))?;
         Ok(Arc::new(Self {
-            secret,
             source,
             in_force,
             lists: watch::Sender::new(Arc::new([])),
             problem: Mutex::default(),
-            metrics: KeyMetrics::new(registry)?,
+            metrics: KeyMetrics::new(label, registry)?,
+            secret,
         }))
+    }
+
+    /// The Secret that they are of.
+    pub(crate) fn secret(&self) -> &AuthoritySecret {
+        &self.secret
     }
 
     /// What is in force; changes are seen here. What has come stays in force until something fit takes its place.
@@ -197,7 +203,7 @@ impl Keys {
     }
 
     fn put_into_force(&self, contents: &Contents) -> Result<(), ContentsError> {
-        let loaded = InForce::load(contents, self.secret.trust_domain(), Timestamp::now())?;
+        let loaded = InForce::load(contents, self.secret.scope(), Timestamp::now())?;
         let before = self.in_force.borrow().clone();
         if let Some(before) = before
             && !before.roots().iter().any(|root| loaded.roots().contains(root))
@@ -208,7 +214,7 @@ impl Keys {
             );
         }
         let (phase, _) = loaded.rotation();
-        tracing::info!(?phase, roots = loaded.roots().len(), until = %loaded.authority().not_after(), "an authority is in force");
+        tracing::info!(authority = self.secret.scope().label(), ?phase, roots = loaded.roots().len(), until = %loaded.authority().not_after(), "an authority is in force");
         self.in_force.send_replace(Some(Arc::new(loaded)));
         self.report(None);
         self.sign_lists();

@@ -12,26 +12,13 @@ use tokio::sync::watch;
 
 use super::in_force::InForce;
 
-/// Why requests are refused.
-const REFUSED: [&str; 12] = [
-    "unauthenticated",
-    "unavailable",
-    "rate",
-    "no_identity",
-    "bad_identity",
-    "trust_domain",
-    "csr",
-    "revoked",
-    "not_entitled",
-    "no_service_account",
-    "no_authority",
-    "authority",
-];
+/// The label that tells authorities apart.
+const AUTHORITY: &str = "authority";
 
-/// Metrics of requests.
+/// Metrics of requests to an authority's service.
 #[derive(Debug)]
-pub(super) struct Metrics {
-    pub(super) issued: IntCounter,
+pub(crate) struct Metrics {
+    pub(crate) issued: IntCounter,
     refused: IntCounterVec,
 }
 
@@ -50,18 +37,24 @@ pub(super) struct Expiry {
     authority: IntGauge,
 }
 
+fn of(authority: &str, name: &str, help: &str) -> Opts {
+    Opts::new(name, help).const_label(AUTHORITY, authority)
+}
+
 // === impl Metrics ===
 
 impl Metrics {
-    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let issued = IntCounter::new("weir_ca_issued_total", "Certificates issued.")?;
-        let refused = Opts::new(
-            "weir_ca_refused_total",
-            "Requests for certificates that were refused.",
-        );
-        let refused = IntCounterVec::new(refused, &["reason"])?;
+    /// `reasons` are all that requests may be refused for.
+    pub(crate) fn new(
+        authority: &str,
+        reasons: &[&str],
+        registry: &Registry,
+    ) -> Result<Self, prometheus::Error> {
+        let issued = IntCounter::with_opts(of(authority, "weir_ca_issued_total", "Certificates issued."))?;
+        let help = "Requests for certificates that were refused.";
+        let refused = IntCounterVec::new(of(authority, "weir_ca_refused_total", help), &["reason"])?;
         // From the start: that one rises from nothing is seen only if nothing was seen before.
-        for reason in REFUSED {
+        for reason in reasons {
             let _ = refused.with_label_values(&[reason]);
         }
         registry.register(Box::new(issued.clone()))?;
@@ -69,7 +62,7 @@ impl Metrics {
         Ok(Self { issued, refused })
     }
 
-    pub(super) fn refused(&self, reason: &str) {
+    pub(crate) fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
     }
 }
@@ -77,15 +70,17 @@ impl Metrics {
 // === impl KeyMetrics ===
 
 impl KeyMetrics {
-    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let rejected = IntCounter::new(
+    pub(super) fn new(authority: &str, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let rejected = IntCounter::with_opts(of(
+            authority,
             "weir_ca_secret_rejected_total",
             "Times that the Secret's contents were not fit to be put into force.",
-        )?;
-        let problem = IntGauge::new(
+        ))?;
+        let problem = IntGauge::with_opts(of(
+            authority,
             "weir_ca_problem",
             "1 while the authority is not as its Secret should have it; the log and the status say why.",
-        )?;
+        ))?;
         registry.register(Box::new(rejected.clone()))?;
         registry.register(Box::new(problem.clone()))?;
         Ok(Self { rejected, problem })
@@ -103,17 +98,22 @@ impl KeyMetrics {
 // === impl Expiry ===
 
 impl Expiry {
-    pub(super) fn new(in_force: watch::Receiver<Option<Arc<InForce>>>) -> Result<Self, prometheus::Error> {
+    pub(super) fn new(
+        authority: &str,
+        in_force: watch::Receiver<Option<Arc<InForce>>>,
+    ) -> Result<Self, prometheus::Error> {
         Ok(Self {
             in_force,
-            root: IntGauge::new(
+            root: IntGauge::with_opts(of(
+                authority,
                 "weir_ca_root_expires_seconds",
                 "Seconds until the first of the roots that agents trust ends.",
-            )?,
-            authority: IntGauge::new(
+            ))?,
+            authority: IntGauge::with_opts(of(
+                authority,
                 "weir_ca_authority_expires_seconds",
                 "Seconds until the certificate that signs others ends.",
-            )?,
+            ))?,
         })
     }
 }

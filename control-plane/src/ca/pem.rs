@@ -7,7 +7,7 @@ use rustls_pki_types::CertificateDer;
 const LINE: usize = 64;
 
 /// A certificate in PEM form.
-pub(super) fn certificate(der: &CertificateDer<'_>) -> String {
+pub(crate) fn certificate(der: &CertificateDer<'_>) -> String {
     let text = STANDARD.encode(der);
     let mut pem = String::with_capacity(text.len() + text.len() / LINE + 64);
     pem.push_str("-----BEGIN CERTIFICATE-----\n");

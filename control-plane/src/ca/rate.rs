@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// A rate and a burst for each node (GCRA: of each it is noted when its burst will be whole again).
 #[derive(Debug)]
-pub(super) struct Rates {
+pub(crate) struct Rates {
     interval: Duration,
     burst: Duration,
     most: usize,
@@ -13,7 +13,7 @@ pub(super) struct Rates {
 
 impl Rates {
     /// `per_second` in the long run, `burst` at once, for at most `most` nodes that are not at rest.
-    pub(super) fn new(per_second: u32, burst: u32, most: usize) -> Self {
+    pub(crate) fn new(per_second: u32, burst: u32, most: usize) -> Self {
         let interval = Duration::from_secs(1) / per_second.max(1);
         Self {
             interval,
@@ -24,7 +24,7 @@ impl Rates {
     }
 
     /// Whether a node may have another at `now`, counted from any fixed moment.
-    pub(super) fn allow(&mut self, node: &Arc<str>, now: Duration) -> bool {
+    pub(crate) fn allow(&mut self, node: &Arc<str>, now: Duration) -> bool {
         if self.whole_at.len() >= self.most && !self.whole_at.contains_key(node) {
             // A node at rest is as one that was never seen.
             self.whole_at.retain(|_, whole_at| *whole_at > now);

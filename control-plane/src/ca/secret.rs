@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, Client, api::PostParams};
-use weir_types::TrustDomain;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{
@@ -16,6 +15,7 @@ use super::{
     contents::{Contents, ContentsError, Material, Phase, RotationError},
     in_force::InForce,
     revocation::{Full, Reason, Revoked, Serial},
+    scope::Scope,
 };
 
 /// cert-manager's annotation on Secrets that it writes.
@@ -39,7 +39,7 @@ pub struct SecretName {
 pub struct AuthoritySecret {
     api: Api<Secret>,
     name: SecretName,
-    trust_domain: TrustDomain,
+    scope: Scope,
 }
 
 /// Who is to sign after a rotation.
@@ -107,13 +107,13 @@ pub enum SecretError {
 // === impl AuthoritySecret ===
 
 impl AuthoritySecret {
-    /// The Secret of a trust domain's authority.
+    /// The Secret of an authority.
     #[must_use]
-    pub fn new(client: Client, name: SecretName, trust_domain: TrustDomain) -> Self {
+    pub fn new(client: Client, name: SecretName, scope: impl Into<Scope>) -> Self {
         Self {
             api: Api::namespaced(client, &name.namespace),
             name,
-            trust_domain,
+            scope: scope.into(),
         }
     }
 
@@ -134,7 +134,7 @@ impl AuthoritySecret {
         }
         let contents = Contents::new(self.generate(now)?);
         // Never in force before it was tried.
-        InForce::load(&contents, &self.trust_domain, now)?;
+        InForce::load(&contents, &self.scope, now)?;
         let mut secret = Secret {
             type_: Some("kubernetes.io/tls".to_owned()),
             ..Secret::default()
@@ -158,11 +158,8 @@ impl AuthoritySecret {
     /// # Errors
     /// When the Secret cannot be read, or is not fit.
     pub async fn status(&self, now: Timestamp) -> Result<AuthorityStatus, SecretError> {
-        let secret = self.get().await?;
-        let contents = contents(&secret);
-        wipe(secret);
-        let contents = contents?;
-        let in_force = InForce::load(&contents, &self.trust_domain, now)?;
+        let contents = self.contents().await?;
+        let in_force = InForce::load(&contents, &self.scope, now)?;
         Ok(AuthorityStatus {
             phase: contents.phase(),
             next_possible: contents.next_possible(),
@@ -272,7 +269,7 @@ impl AuthoritySecret {
                 .map_err(SecretError::from)
                 .and_then(|mut contents| {
                     change(&secret, &mut contents)?;
-                    InForce::load(&contents, &self.trust_domain, now)?;
+                    InForce::load(&contents, &self.scope, now)?;
                     Ok(fill(&mut secret, &contents)?)
                 });
             if let Err(error) = changed {
@@ -305,13 +302,24 @@ impl AuthoritySecret {
         &self.name.name
     }
 
-    pub(super) fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// Namespace and name.
     pub(super) fn display(&self) -> String {
         format!("{}/{}", self.name.namespace, self.name.name)
+    }
+
+    /// What it holds now.
+    ///
+    /// # Errors
+    /// When the Secret cannot be read, or is not fit.
+    pub(crate) async fn contents(&self) -> Result<Contents, SecretError> {
+        let secret = self.get().await?;
+        let contents = contents(&secret);
+        wipe(secret);
+        Ok(contents?)
     }
 
     async fn get(&self) -> Result<Secret, SecretError> {
@@ -324,7 +332,7 @@ impl AuthoritySecret {
     }
 
     fn generate(&self, now: Timestamp) -> Result<Material, SecretError> {
-        let root = Authority::new_root(&self.trust_domain, now)?;
+        let root = Authority::new_root(&self.scope, now)?;
         let certificate = root.certificate.into_bytes();
         Ok(Material {
             chain: certificate.clone(),

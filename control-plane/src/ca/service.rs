@@ -33,6 +33,22 @@ use crate::{
     compile::Unentitled,
 };
 
+/// Why requests are refused.
+const REFUSED: [&str; 12] = [
+    "unauthenticated",
+    "unavailable",
+    "rate",
+    "no_identity",
+    "bad_identity",
+    "trust_domain",
+    "csr",
+    "revoked",
+    "not_entitled",
+    "no_service_account",
+    "no_authority",
+    "authority",
+];
+
 /// The metadata's field that names the workload's identity.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
 /// Most bytes of a message: a request for the largest key and the longest identity takes 6 KiB.
@@ -154,7 +170,7 @@ impl CertificateService {
             authenticate,
             entitlements,
             in_force,
-            metrics: Metrics::new(registry)?,
+            metrics: Metrics::new("workloads", &REFUSED, registry)?,
             rates: Mutex::new(Rates::new(limits.per_second, limits.burst, limits.nodes)),
             log: RefusalLog::default(),
             started: Instant::now(),

@@ -6,6 +6,7 @@
     reason = "a failed step is a failed test"
 )]
 
+mod flows;
 mod openssl;
 mod secret;
 mod service;

@@ -12,7 +12,7 @@ use weir_control::ca::{InForce, NextAuthority, Phase, Reason, Source};
 
 use crate::world::{DAY, Operators, World, issue};
 
-fn is_there() -> bool {
+pub(crate) fn is_there() -> bool {
     let there = Command::new("openssl").arg("version").output().is_ok();
     if !there {
         eprintln!("SKIPPED: there is no openssl, so nobody but webpki has looked at the certificates");
@@ -20,7 +20,7 @@ fn is_there() -> bool {
     there
 }
 
-fn openssl(dir: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn openssl(dir: &Path, arguments: &[&str]) -> Output {
     Command::new("openssl")
         .current_dir(dir)
         .args(arguments)
@@ -28,7 +28,7 @@ fn openssl(dir: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),

@@ -3,17 +3,17 @@
 use rcgen::{CertificateParams, KeyPair};
 use rustls_pki_types::UnixTime;
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
-use weir_types::{Identity, TrustDomain};
+use weir_types::Identity;
 
 use super::*;
-use crate::ca::{Authority, Certified, InForce, VerifiedRequest};
+use crate::ca::{Authority, Certified, InForce, Scope, VerifiedRequest};
 
 fn start() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }
 
-fn domain() -> TrustDomain {
-    "cluster.local".parse().unwrap()
+fn scope() -> Scope {
+    Scope::Workloads("cluster.local".parse().unwrap())
 }
 
 fn web() -> Identity {
@@ -21,7 +21,7 @@ fn web() -> Identity {
 }
 
 fn material(now: Timestamp) -> Material {
-    let root = Authority::new_root(&domain(), now).unwrap();
+    let root = Authority::new_root(&scope(), now).unwrap();
     let certificate = root.certificate.into_bytes();
     Material {
         chain: certificate.clone(),
@@ -31,7 +31,7 @@ fn material(now: Timestamp) -> Material {
 }
 
 fn in_force(contents: &Contents, now: Timestamp) -> InForce {
-    InForce::load(contents, &domain(), now).unwrap()
+    InForce::load(contents, &scope(), now).unwrap()
 }
 
 fn issue(contents: &Contents, now: Timestamp) -> Certified {
@@ -256,7 +256,7 @@ fn contents_that_do_not_go_together_are_refused() {
             None => data.remove(key),
         };
         let read = read(&data);
-        read.and_then(|contents| InForce::load(&contents, &domain(), start()))
+        read.and_then(|contents| InForce::load(&contents, &scope(), start()))
             .map(|_| ())
     };
     changed(&good, "unknown", Some("kept by others")).unwrap();
