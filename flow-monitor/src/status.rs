@@ -114,6 +114,13 @@ fn print(out: &mut impl io::Write, state: &State) -> io::Result<()> {
         state.kernel_connections,
         age(state.started),
     )?;
+    if let Some(own) = &state.flows_certificate {
+        let end = own.not_after.map_or_else(
+            || paint(BAD, "no certificate yet, so nobody can connect"),
+            |end| format!("certificate ends {}", until(end)),
+        );
+        writeln!(out, "port for flows {}: {end}", clean(&own.name))?;
+    }
     section(
         out,
         "Pods",

@@ -4,7 +4,9 @@
 //! flow's `extensions` ([`weir_proto::weir::flow::v1::Details`]).
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 pub mod client;
+pub mod client_tls;
 pub mod convert;
 pub mod filter;
 pub mod json;

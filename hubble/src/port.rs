@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
     time::timeout,
 };
@@ -21,10 +21,13 @@ const HANDSHAKES: usize = 64;
 /// Pause after a failure to accept, as when the agent has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The port, open.
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// The port, ours from when it is opened.
 #[derive(Debug)]
 pub struct Port {
-    listener: TcpListener,
+    socket: TcpSocket,
     /// None: whoever reaches the port may see everything.
     tls: Option<Tls>,
 }
@@ -32,13 +35,20 @@ pub struct Port {
 // === impl Port ===
 
 impl Port {
-    /// Opens it. Without TLS whoever reaches it may ask: that is for loopback.
+    /// Takes it. Without TLS whoever reaches it may ask: that is for loopback.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// When it cannot be had.
     pub async fn open(address: SocketAddr, tls: Option<Tls>) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, tls })
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        // What is left of connections of an earlier process must not keep this one from it.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self { socket, tls })
     }
 
     /// Where it is.
@@ -46,9 +56,34 @@ impl Port {
     /// # Errors
     /// When the kernel does not say.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.socket.local_addr()
     }
 
+    /// Listens as soon as there is a certificate: until then connections are refused by the kernel.
+    ///
+    /// # Errors
+    /// When another process was faster.
+    pub async fn listen(self) -> io::Result<Listening> {
+        if let Some(tls) = &self.tls {
+            tls.ready().await;
+        }
+        Ok(Listening {
+            listener: self.socket.listen(BACKLOG)?,
+            tls: self.tls,
+        })
+    }
+}
+
+/// The port, with clients that may come.
+#[derive(Debug)]
+pub struct Listening {
+    listener: TcpListener,
+    tls: Option<Tls>,
+}
+
+// === impl Listening ===
+
+impl Listening {
     /// Serves clients, for ever.
     pub async fn serve(self, connections: Connections) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
@@ -102,7 +137,7 @@ type Accepted = (tokio_rustls::server::TlsStream<TcpStream>, Viewer);
 
 async fn handshake(tls: &Tls, stream: TcpStream) -> Result<Accepted, TlsError> {
     stream.set_nodelay(true)?;
-    let accepted = tls.acceptor().accept(stream).await?;
+    let accepted = tls.acceptor()?.accept(stream).await?;
     let viewer = tls.viewer(accepted.get_ref().1)?;
     Ok((accepted, viewer))
 }

@@ -8,12 +8,16 @@ use std::{
     time::SystemTime,
 };
 
+use jiff::Timestamp;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
-use crate::observer::Viewer;
+use crate::{
+    certificate::{Credentials, Held},
+    observer::Viewer,
+};
 
 /// Most bytes of a file.
 const MAX_FILE: u64 = 1 << 20;
@@ -46,12 +50,21 @@ pub enum TlsError {
     /// The handshake failed.
     #[error("{0}")]
     Io(io::Error),
+    /// There is no certificate yet.
+    #[error("there is no certificate from the control plane yet")]
+    NoCertificate,
+    /// It was not renewed in time.
+    #[error("the certificate from the control plane ended {0:.0}")]
+    Ended(Timestamp),
     /// The client's certificate is of nobody who may ask.
     #[error("its certificate names {0}, who may not ask")]
     Client(String),
 }
 
-/// What is needed for it.
+/// Who may ask, by a DNS name in the certificate, and for which namespaces; nobody else may.
+pub type Clients = Vec<(String, Option<Vec<String>>)>;
+
+/// What is needed for it, where it is in files.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
     /// PEM file with the server's certificate, followed by its chain.
@@ -60,22 +73,34 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// PEM file with the roots of clients' certificates.
     pub roots: PathBuf,
-    /// Who may ask, by a DNS name in the certificate, and for which namespaces; nobody else may.
-    pub clients: Vec<(String, Option<Vec<String>>)>,
+    /// Who may ask.
+    pub clients: Clients,
 }
 
-/// The server's side, made anew when a file changes.
+/// The server's side, made anew when its certificate changes. Connections that are open do not notice.
 #[derive(Debug)]
 pub struct Tls {
-    files: [PathBuf; 3],
     clients: BTreeMap<String, Viewer>,
-    made: Mutex<Made>,
+    source: Source,
+}
+
+/// Where the certificate comes from.
+#[derive(Debug)]
+enum Source {
+    Files {
+        files: [PathBuf; 3],
+        made: Mutex<Made<[Option<SystemTime>; 3]>>,
+    },
+    Held {
+        held: Held,
+        made: Mutex<Option<Made<Arc<Credentials>>>>,
+    },
 }
 
 #[derive(Debug)]
-struct Made {
+struct Made<Of> {
     config: Arc<ServerConfig>,
-    of: [Option<SystemTime>; 3],
+    of: Of,
 }
 
 // === impl Tls ===
@@ -91,40 +116,77 @@ impl Tls {
             config.key.clone(),
             config.roots.clone(),
         ];
-        let clients = config.clients.iter().map(|(name, namespaces)| {
-            let namespaces = namespaces.as_ref();
-            let namespaces = namespaces.map(|all| Arc::new(all.iter().cloned().collect::<BTreeSet<_>>()));
-            (name.to_ascii_lowercase(), Viewer { namespaces })
-        });
         let of = changed(&files);
+        let made = Mutex::new(Made {
+            config: Arc::new(read(&files)?),
+            of,
+        });
         Ok(Self {
-            clients: clients.collect(),
-            made: Mutex::new(Made {
-                config: Arc::new(read(&files)?),
-                of,
-            }),
-            files,
+            clients: viewers(&config.clients),
+            source: Source::Files { files, made },
         })
     }
 
+    /// With a certificate that is kept for it, whenever there is one. Without one nobody is let in.
+    #[must_use]
+    pub fn held(held: Held, clients: &Clients) -> Self {
+        Self {
+            clients: viewers(clients),
+            source: Source::Held {
+                held,
+                made: Mutex::default(),
+            },
+        }
+    }
+
+    /// Waits until there is a certificate.
+    pub(crate) async fn ready(&self) {
+        if let Source::Held { held, .. } = &self.source
+            && held.clone().wait_for(Option::is_some).await.is_err()
+        {
+            // Nobody keeps it: there never will be one.
+            std::future::pending().await
+        }
+    }
+
     /// What accepts a client now.
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        // It is whole after each statement, so a panic elsewhere does not spoil it.
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = changed(&self.files);
-        if made.of != of {
-            made.of = of;
-            match read(&self.files) {
-                Ok(config) => {
-                    tracing::info!("the certificate of the port for flows was read anew");
-                    made.config = Arc::new(config);
+    pub(crate) fn acceptor(&self) -> Result<TlsAcceptor, TlsError> {
+        // What they guard is whole after each statement, so a panic elsewhere does not spoil it.
+        match &self.source {
+            Source::Files { files, made } => {
+                let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+                let of = changed(files);
+                if made.of != of {
+                    made.of = of;
+                    match read(files) {
+                        Ok(config) => {
+                            tracing::info!("the certificate of the port for flows was read anew");
+                            made.config = Arc::new(config);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "the certificate of the port for flows is not taken; the one before stays");
+                        }
+                    }
                 }
-                Err(error) => {
-                    tracing::error!(%error, "the certificate of the port for flows is not taken; the one before stays");
+                Ok(made.config.clone().into())
+            }
+            Source::Held { held, made } => {
+                let now = held.borrow().clone().ok_or(TlsError::NoCertificate)?;
+                if now.not_after <= Timestamp::now() {
+                    return Err(TlsError::Ended(now.not_after));
                 }
+                let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(made) = made.as_ref().filter(|made| Arc::ptr_eq(&made.of, &now)) {
+                    return Ok(made.config.clone().into());
+                }
+                let config = Arc::new(server(now.chain.clone(), now.key(), now.roots.clone())?);
+                *made = Some(Made {
+                    config: config.clone(),
+                    of: now,
+                });
+                Ok(config.into())
             }
         }
-        made.config.clone().into()
     }
 
     /// What the client of a connection may see.
@@ -143,6 +205,15 @@ impl Tls {
     }
 }
 
+fn viewers(clients: &Clients) -> BTreeMap<String, Viewer> {
+    let viewers = clients.iter().map(|(name, namespaces)| {
+        let namespaces = namespaces.as_ref();
+        let namespaces = namespaces.map(|all| Arc::new(all.iter().cloned().collect::<BTreeSet<_>>()));
+        (name.to_ascii_lowercase(), Viewer { namespaces })
+    });
+    viewers.collect()
+}
+
 /// When files were changed last; `None` of one that is not there.
 fn changed(files: &[PathBuf; 3]) -> [Option<SystemTime>; 3] {
     files
@@ -158,8 +229,16 @@ fn read([certificate, key, roots]: &[PathBuf; 3]) -> Result<ServerConfig, TlsErr
     let chain = certificates(certificate)?;
     let key_text = bytes(key)?;
     let private = PrivateKeyDer::from_pem_slice(&key_text).map_err(|_| content(key, "a private key"))?;
+    server(chain, private, certificates(roots)?)
+}
+
+fn server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Vec<CertificateDer<'static>>,
+) -> Result<ServerConfig, TlsError> {
     let mut trusted = RootCertStore::empty();
-    for root in certificates(roots)? {
+    for root in roots {
         trusted.add(root)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -168,7 +247,7 @@ fn read([certificate, key, roots]: &[PathBuf; 3]) -> Result<ServerConfig, TlsErr
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, private)?;
+        .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A name that is not allowed any more must not come back with a ticket.
     config.send_tls13_tickets = 0;
@@ -202,7 +281,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 /// The DNS names of a certificate.
-fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+pub(crate) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, parsed)) = x509_parser::certificate::X509Certificate::from_der(certificate) else {
         return Vec::new();
     };

@@ -33,7 +33,8 @@ use crate::{
     enrol::Enrolment,
     export,
     flows::FlowLog,
-    hubble, kubelet,
+    hubble::{self, OwnCertificate},
+    kubelet,
     mesh::{Change, Mesh},
     metrics::Metrics,
     netns::NetNs,
@@ -67,6 +68,8 @@ pub struct Agent {
     pub(crate) faults: Mutex<BTreeMap<&'static str, String>>,
     /// What is known of the connection to the control plane, if there is one.
     pub(crate) control: Option<Arc<State>>,
+    /// That of the port for flows, if the control plane gives it.
+    pub(crate) flows_certificate: Option<OwnCertificate>,
     /// How pods of this node reach each other, as the file says it.
     same_node: watch::Sender<SameNodeConfig>,
 }
@@ -95,8 +98,17 @@ pub async fn run(
     } else {
         Pins::claim_soon(&config.pin_dir)?
     };
+    let metrics = Metrics::new();
+    let lifetime = config.certificates.lifetime.value.0;
+    let flows_certificate = match (&config.hubble, &control_plane) {
+        (Some(own), Some(control_plane)) if own.value.files().is_none() => {
+            let node = &config.node.value;
+            Some(OwnCertificate::keep(control_plane, node, lifetime, &metrics))
+        }
+        _ => None,
+    };
     let hubble_port = match &config.hubble {
-        Some(own) => Some(hubble::open(&own.value).await?),
+        Some(own) => Some(hubble::open(&own.value, flows_certificate.as_ref()).await?),
         None => None,
     };
     let socket = api::bind_for(&config.api.socket, config.api.group)
@@ -117,10 +129,9 @@ pub async fn run(
         ),
         None => None,
     };
-    let metrics = Metrics::new();
     let settings = Settings {
         trust_domain_aliases: config.trust_domain_aliases.clone(),
-        lifetime: config.certificates.lifetime.value.0,
+        lifetime,
         observer: Arc::new(metrics.clone()),
         ..Settings::new(config.trust_domain.clone())
     };
@@ -174,6 +185,7 @@ pub async fn run(
         control: control_plane
             .as_ref()
             .map(|own| Arc::new(State::new(&own.address().to_string()))),
+        flows_certificate,
         same_node: watch::Sender::new(config.same_node.value.clone()),
     });
     if agent.control.is_none() {
@@ -219,7 +231,7 @@ pub async fn run(
         tasks.spawn(api::serve(port, agent.clone(), connections.clone()));
     }
     if let Some(port) = hubble_port {
-        tasks.spawn(port.serve(connections));
+        tasks.spawn(hubble::serve(port, connections));
     }
     tokio::spawn(weir_admin::serve(port, agent.clone()));
     if let (Some(cni), Some(socket)) = (cni.clone(), cni_socket) {

@@ -77,6 +77,10 @@ pub struct Metrics {
     pub root_expiry: IntGauge,
     /// Certificates whose last renewal failed.
     pub certificate_problems: IntGauge,
+    /// When the certificate of the port for flows ends that the control plane gave, Unix time in seconds.
+    pub flows_certificate_expiry: IntGauge,
+    /// Times that the control plane gave none.
+    pub flows_certificate_failures: IntCounter,
     /// Tunnel connections open now, by direction.
     pub tunnels: IntGaugeVec,
 }
@@ -244,6 +248,14 @@ impl Metrics {
             certificate_problems: gauge(
                 "weir_certificates_failing",
                 "Certificates whose last renewal failed.",
+            ),
+            flows_certificate_expiry: gauge(
+                "weir_flows_certificate_expiry_timestamp_seconds",
+                "When the certificate of the port for flows ends that the control plane gave, Unix time; 0 without one.",
+            ),
+            flows_certificate_failures: counter(
+                "weir_flows_certificate_failures_total",
+                "Times that the control plane gave no certificate for the port for flows.",
             ),
             tunnels: families.gauges(
                 "weir_tunnels_open",

@@ -7,6 +7,7 @@ use weir_types::api::{PodStatus, ProcessStatus, Status};
 
 use crate::{
     agent::Agent,
+    hubble::OwnCertificate,
     mesh::Mesh,
     node::{Node, Pod},
 };
@@ -70,6 +71,9 @@ impl Agent {
                 .into_iter()
                 .map(|(identity, problem)| format!("certificate of {identity}: {problem}")),
         );
+        let flows_port = self.flows_certificate.as_ref();
+        let unserved = flows_port.and_then(OwnCertificate::problem);
+        errors.extend(unserved.map(|problem| format!("port for flows: {problem}")));
         let control_plane = self.control.as_ref().map(|state| state.status());
         let certificates = node.certificates.status();
         if let Some(away) = control_plane.as_ref().filter(|status| !status.connected) {
@@ -94,6 +98,7 @@ impl Agent {
             programs: node.datapath.programs(),
             certificates,
             roots: node.certificates.roots(),
+            flows_certificate: flows_port.map(OwnCertificate::status),
             tunnels: node.tunnels.status(uid),
             flows_recorded: node.flows.recorded(),
             flows_lost: node.flows.lost(),

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -192,6 +192,46 @@ fn the_files_for_a_collector_are_mounted_where_the_configuration_names_them() {
         (&mount["mountPath"], &mount["readOnly"]),
         (&"/etc/weir/collector".into(), &true.into())
     );
+}
+
+#[test]
+fn agents_open_the_port_for_flows_only_when_they_are_told_to_and_for_whom() {
+    let hubble = |values: &str| {
+        let rendered = objects(&render(&["--set", values]).unwrap());
+        agent_takes_configuration(&rendered);
+        let map = rendered
+            .iter()
+            .find(|object| object["kind"] == "ConfigMap")
+            .unwrap();
+        let text = map["data"]["agent.yaml"].as_str().unwrap();
+        let has_address = serde_json::to_string(&rendered).unwrap().contains("POD_IP");
+        let config: Value = serde_saphyr::from_str(text).unwrap();
+        assert_eq!(config["hubble"].is_object(), has_address);
+        config["hubble"].clone()
+    };
+    assert!(
+        hubble("relay.enabled=false").is_null(),
+        "off unless it is asked for"
+    );
+    let relay = json!({ "name": "relay.hubble.weir.dev" });
+    assert_eq!(hubble("relay.enabled=true"), json!({ "clients": [relay] }));
+    let ui = json!({ "name": "ui.example.org", "namespaces": ["shop"] });
+    let named = "flows.port.clients[0].name=ui.example.org,flows.port.clients[0].namespaces={shop}";
+    assert_eq!(
+        hubble(&format!("flows.port.enabled=true,{named}")),
+        json!({ "clients": [ui] })
+    );
+    assert_eq!(
+        hubble(&format!("relay.enabled=true,{named}")),
+        json!({ "clients": [relay, ui] })
+    );
+    for (values, said) in [
+        ("flows.port.enabled=true", "nobody may ask yet"),
+        ("relay.enabled=true,istiod.enabled=true", "need weir-control"),
+    ] {
+        let error = render(&["--set", values]).unwrap_err();
+        assert!(error.contains(said), "{error}");
+    }
 }
 
 fn agent_takes_configuration(rendered: &[Value]) {

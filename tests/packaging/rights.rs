@@ -6,8 +6,13 @@ use serde_json::{Value, json};
 
 use crate::chart::{objects, render};
 
+/// With all that there is.
 fn rendered() -> Vec<Value> {
-    objects(&render(&["--set", "istioPolicies=true"]).unwrap())
+    with("istioPolicies=true,relay.enabled=true,relay.clients[0].name=ui.client.hubble.weir.dev")
+}
+
+fn with(values: &str) -> Vec<Value> {
+    objects(&render(&["--set", values]).unwrap())
 }
 
 fn texts(value: &Value) -> Vec<String> {
@@ -18,7 +23,7 @@ fn texts(value: &Value) -> Vec<String> {
 }
 
 #[test]
-fn nobody_is_bound_to_the_agents_account() {
+fn nobody_is_bound_to_the_agents_and_the_relays_accounts() {
     for object in rendered() {
         let subjects = object["subjects"].as_array().into_iter().flatten();
         for subject in subjects {
@@ -107,7 +112,117 @@ fn containers_have_the_capabilities_that_are_listed_and_cannot_write_their_image
             assert!(spec["priorityClassName"].is_string());
         }
     }
-    assert_eq!(seen, ["weir-agent", "weir-control"].map(str::to_owned).into());
+    let all = ["weir-agent", "weir-control", "weir-relay"];
+    assert_eq!(seen, all.map(str::to_owned).into());
+}
+
+/// Rules for Secrets, by the names that they are for.
+fn secrets(objects: &[Value]) -> BTreeSet<(Vec<String>, Vec<String>)> {
+    let rules = objects
+        .iter()
+        .flat_map(|object| object["rules"].as_array().into_iter().flatten());
+    let of_secrets = rules.filter(|rule| texts(&rule["resources"]).contains(&"secrets".to_owned()));
+    of_secrets
+        .map(|rule| (texts(&rule["resourceNames"]), texts(&rule["verbs"])))
+        .collect()
+}
+
+#[test]
+fn the_flows_authority_is_within_reach_only_where_a_port_needs_it() {
+    let own = |name: &str| {
+        (
+            vec![name.to_owned()],
+            ["get", "list", "watch", "update"].map(str::to_owned).to_vec(),
+        )
+    };
+    let create = (Vec::new(), vec!["create".to_owned()]);
+    let (workloads, flows) = (own("weir-authority"), own("weir-flows-authority"));
+    assert_eq!(
+        secrets(&with("relay.enabled=false")),
+        [workloads.clone(), create.clone()].into()
+    );
+    for values in [
+        "relay.enabled=true",
+        "relay.enabled=true,control.authority.source=given",
+        "flows.port.enabled=true,flows.port.clients[0].name=ui.example.org",
+    ] {
+        assert_eq!(
+            secrets(&with(values)),
+            [workloads.clone(), flows.clone(), create.clone()].into(),
+            "{values}"
+        );
+    }
+    assert_eq!(
+        secrets(&with("control.authority.source=given")),
+        [workloads].into()
+    );
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let found = objects
+        .iter()
+        .find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+#[test]
+fn a_relay_has_no_rights_and_is_not_root_and_its_token_is_for_the_control_plane_alone() {
+    let objects = rendered();
+    let account = find(&objects, "ServiceAccount", "weir-relay");
+    assert_eq!(account["automountServiceAccountToken"], false);
+    let spec = &find(&objects, "Deployment", "weir-relay")["spec"]["template"]["spec"];
+    assert_eq!(spec["automountServiceAccountToken"], false);
+    assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(
+        spec["securityContext"]["seccompProfile"]["type"],
+        "RuntimeDefault"
+    );
+    let volumes = spec["volumes"].as_array().unwrap();
+    assert_eq!(volumes.len(), 2, "{volumes:?}");
+    let token = &volumes[1]["projected"]["sources"][0]["serviceAccountToken"];
+    assert_eq!(token["audience"], "weir");
+    assert!(spec["hostPID"].is_null() && spec["hostNetwork"].is_null());
+}
+
+#[test]
+fn a_relay_is_on_loopback_unless_clients_are_named_and_nobody_reaches_agents_but_it_and_who_is_named() {
+    let arguments = |objects: &[Value]| {
+        texts(&find(objects, "Deployment", "weir-relay")["spec"]["template"]["spec"]["containers"][0]["args"])
+    };
+    let ingress =
+        |objects: &[Value], name: &str| find(objects, "NetworkPolicy", name)["spec"]["ingress"].clone();
+    let relay = json!({ "podSelector": { "matchLabels": { "app.kubernetes.io/name": "weir-relay" } } });
+
+    let closed = with("relay.enabled=true");
+    assert!(arguments(&closed).contains(&"--listen=127.0.0.1:4245".to_owned()));
+    assert!(arguments(&closed).iter().all(|one| !one.starts_with("--client")));
+    assert!(
+        !closed
+            .iter()
+            .any(|one| one["kind"] == "Service" && one["metadata"]["name"] == "weir-relay")
+    );
+    assert!(ingress(&closed, "weir-relay").is_null(), "nobody reaches its pod");
+    let rule = |from: Value| json!({ "from": from, "ports": [{ "port": "flows" }] });
+    assert_eq!(ingress(&closed, "weir-agent")[1], rule(json!([relay])));
+    assert_eq!(ingress(&closed, "weir-control")[0]["from"][1], relay);
+
+    let open = with(
+        "relay.enabled=true,relay.map=false,relay.clients[0].name=ui.client.hubble.weir.dev,relay.clients[0].namespaces={a,b}",
+    );
+    assert!(arguments(&open).contains(&"--listen=[::]:4245".to_owned()));
+    assert!(arguments(&open).contains(&"--client=ui.client.hubble.weir.dev=a,b".to_owned()));
+    assert!(!arguments(&open).contains(&"--map".to_owned()));
+    assert_eq!(ingress(&open, "weir-relay")[0]["ports"][0]["port"], "flows");
+
+    let alone = with("flows.port.enabled=true,flows.port.clients[0].name=ui.example.org");
+    assert_eq!(
+        ingress(&alone, "weir-agent").as_array().unwrap().len(),
+        1,
+        "nobody is let in who is not named"
+    );
+    let named = "flows.port.enabled=true,flows.port.clients[0].name=ui.example.org,flows.port.from[0].podSelector.matchLabels.app=ui";
+    let ui = json!({ "podSelector": { "matchLabels": { "app": "ui" } } });
+    assert_eq!(ingress(&with(named), "weir-agent")[1], rule(json!([ui])));
 }
 
 #[test]

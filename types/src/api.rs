@@ -74,6 +74,9 @@ pub struct Status {
     pub certificates: Vec<CertificateStatus>,
     /// Trusted roots.
     pub roots: Vec<RootStatus>,
+    /// The certificate of the port for flows, where the control plane gives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows_certificate: Option<FlowsCertificateStatus>,
     /// Open connections between this node and others.
     pub tunnels: Vec<TunnelStatus>,
     /// Flow records made.
@@ -91,6 +94,17 @@ pub struct Status {
     /// What the agent itself takes; absent from agents that do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessStatus>,
+}
+
+/// The certificate of the port for flows. What is wrong with it is among the errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowsCertificateStatus {
+    /// The DNS name that it is for.
+    pub name: String,
+    /// Valid until; absent before there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
 }
 
 /// What the agent's process takes, and what for. Counts are since it started.

@@ -21,7 +21,7 @@ use crate::{
 };
 pub(crate) use filters::Filters;
 use output::Printer;
-pub(crate) use server::ServerOptions;
+pub(crate) use server::{Given, ServerOptions};
 
 /// Shows recorded flows, and goes on with new ones if asked.
 ///

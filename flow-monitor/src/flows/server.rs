@@ -4,14 +4,19 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
+use rand::seq::SliceRandom as _;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use tokio::{
-    net::{TcpStream, UnixStream},
+    net::{TcpStream, UnixStream, lookup_host},
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
 use tonic::{Streaming, transport::Channel};
+use weir_hubble::{
+    certificate::Held,
+    client_tls::{Expected, client},
+};
 use weir_proto::{
     observer::{GetFlowsRequest, GetFlowsResponse, observer_client::ObserverClient},
     peer::{ChangeNotification, NotifyRequest, peer_client::PeerClient},
@@ -21,6 +26,8 @@ use crate::target::Usage;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long one address may take, where there may be others.
+const CONNECT_ONE: Duration = Duration::from_secs(3);
 
 /// Where flows are asked for.
 #[derive(Debug, Clone, Default, Args)]
@@ -41,6 +48,18 @@ pub(crate) struct ServerOptions {
     /// The name in the server's certificate, if another than the host.
     #[arg(long, value_name = "NAME", requires = "tls_ca")]
     pub(crate) tls_server_name: Option<String>,
+    /// A certificate from the control plane, in place of the files.
+    #[arg(skip)]
+    pub(crate) given: Option<Given>,
+}
+
+/// A certificate from the control plane, and who the server is to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Given {
+    /// The certificate, once there is one.
+    pub(crate) held: Held,
+    /// Whom it is shown to.
+    pub(crate) expected: Expected,
 }
 
 impl ServerOptions {
@@ -78,7 +97,7 @@ impl ServerOptions {
             .into_inner())
     }
 
-    async fn channel(&self) -> anyhow::Result<Channel> {
+    pub(crate) async fn channel(&self) -> anyhow::Result<Channel> {
         let server = self.server.as_deref().unwrap_or_default();
         timeout(CONNECT, self.connect(server))
             .await
@@ -93,15 +112,16 @@ impl ServerOptions {
         let Some((host, _)) = server.rsplit_once(':') else {
             return Err(Usage("expected HOST:PORT or unix:///PATH".to_owned()).into());
         };
-        let stream = TcpStream::connect(server).await?;
+        let stream = connect(server).await?;
         stream.set_nodelay(true)?;
-        let Some(roots) = &self.tls_ca else {
-            return Ok(weir_hubble::client::channel(stream).await?);
+        let config = match (&self.given, &self.tls_ca) {
+            (Some(given), _) => given.tls()?,
+            (None, Some(roots)) => self.tls(roots)?,
+            (None, None) => return Ok(weir_hubble::client::channel(stream).await?),
         };
         let name = self.tls_server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())
             .map_err(|_| Usage(format!("'{name}' is no name of a server")))?;
-        let config = self.tls(roots)?;
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         Ok(weir_hubble::client::channel(stream).await?)
     }
@@ -126,6 +146,32 @@ impl ServerOptions {
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(config)
     }
+}
+
+// === impl Given ===
+
+impl Given {
+    fn tls(&self) -> anyhow::Result<ClientConfig> {
+        let held = self.held.borrow().clone();
+        let held = held.context("there is no certificate from the control plane yet")?;
+        Ok(client(&held, self.expected)?)
+    }
+}
+
+/// Connects to one of a name's addresses, in no order: those of a Service without an address of its own are all of its pods',
+/// and one that went a moment ago does not answer.
+async fn connect(server: &str) -> anyhow::Result<TcpStream> {
+    let mut addresses: Vec<_> = lookup_host(server).await?.collect();
+    addresses.shuffle(&mut rand::rng());
+    let mut last = anyhow::anyhow!("the name has no address");
+    for address in addresses {
+        match timeout(CONNECT_ONE, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error.into(),
+            Err(_) => last = anyhow::anyhow!("{address} does not answer"),
+        }
+    }
+    Err(last)
 }
 
 fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, Usage> {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, future, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use tokio::time::{sleep, timeout};
 use tonic::Streaming;
+use weir_hubble::client_tls::Expected;
 use weir_proto::peer::{ChangeNotification, ChangeNotificationType};
 
 use crate::{
@@ -23,6 +24,8 @@ const FIRST: Duration = Duration::from_secs(10);
 const TOGETHER: Duration = Duration::from_millis(200);
 /// Wait before the peers are asked again.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long one agent is believed.
+const ASK_AGAIN: Duration = Duration::from_secs(300);
 
 /// What looks for nodes.
 pub(super) enum Find {
@@ -64,7 +67,8 @@ impl Find {
         (ways, find)
     }
 
-    pub(super) async fn peers(server: ServerOptions) -> anyhow::Result<(Ways, Self)> {
+    /// `patient`: an agent that cannot be asked yet is waited for, as where relay and agents start together.
+    pub(super) async fn peers(server: ServerOptions, patient: bool) -> anyhow::Result<(Ways, Self)> {
         let ways = Ways::new(BTreeMap::new());
         let mut peers = Peers {
             server,
@@ -72,9 +76,11 @@ impl Find {
             known: BTreeMap::new(),
             changes: None,
         };
-        timeout(FIRST, peers.first())
-            .await
-            .context("the agent of --peers named nobody in time")??;
+        let first = timeout(FIRST, peers.ask()).await;
+        match first.unwrap_or_else(|_| Err(anyhow::anyhow!("it named nobody in time"))) {
+            Err(error) if patient => complain(None, &error.context("the agent of --peers")),
+            other => other.context("the agent of --peers")?,
+        }
         Ok((ways, Self::Peers(Box::new(peers))))
     }
 
@@ -90,9 +96,8 @@ impl Find {
                 }
             },
             Self::Peers(mut peers) => loop {
-                if let Err(error) = peers.next().await {
+                if let Err(error) = peers.follow().await {
                     complain(None, &error.context("the agent of --peers"));
-                    peers.changes = None;
                     sleep(RETRY).await;
                 }
             },
@@ -113,43 +118,114 @@ async fn look(options: &Options) -> anyhow::Result<BTreeMap<String, Way>> {
 // === impl Peers ===
 
 impl Peers {
-    /// Waits for the first of them, and those that come with it.
-    async fn first(&mut self) -> anyhow::Result<()> {
-        while self.known.is_empty() {
-            self.next().await?;
+    /// Asks an agent for all of them. Those that were known stay until it has named all it knows: readers of nodes that are still
+    /// there must not notice.
+    async fn ask(&mut self) -> anyhow::Result<()> {
+        let mut changes = self.server.peers().await?;
+        let mut known = BTreeMap::new();
+        while known.is_empty() {
+            let change = changes.message().await?.context("it ended the stream")?;
+            self.take(change, &mut known);
         }
-        while let Ok(next) = timeout(TOGETHER, self.next()).await {
-            next?;
+        while let Ok(change) = timeout(TOGETHER, changes.message()).await {
+            self.take(change?.context("it ended the stream")?, &mut known);
         }
+        self.known = known;
+        self.ways.set(self.known.clone());
+        self.changes = Some(changes);
         Ok(())
     }
 
-    /// Takes the next change.
-    async fn next(&mut self) -> anyhow::Result<()> {
-        if self.changes.is_none() {
-            self.changes = Some(self.server.peers().await?);
-            // All are named again: who is not is gone.
-            self.known.clear();
-        }
-        let Some(changes) = &mut self.changes else {
-            return Ok(());
+    /// Takes changes, until it is time to ask another agent: one whose own control plane is away does not know who came.
+    async fn follow(&mut self) -> anyhow::Result<()> {
+        let again = sleep(ASK_AGAIN);
+        tokio::pin!(again);
+        let Some(mut changes) = self.changes.take() else {
+            return timeout(FIRST, self.ask())
+                .await
+                .context("it named nobody in time")?;
         };
-        let change = changes.message().await?.context("it ended the stream")?;
+        loop {
+            let change = tokio::select! {
+                change = changes.message() => change?.context("it ended the stream")?,
+                () = &mut again => return Ok(()),
+            };
+            let mut known = std::mem::take(&mut self.known);
+            self.take(change, &mut known);
+            self.known = known;
+            self.ways.set(self.known.clone());
+        }
+    }
+
+    /// Takes a change.
+    fn take(&self, change: ChangeNotification, known: &mut BTreeMap<String, Way>) {
         match change.r#type() {
             ChangeNotificationType::PeerDeleted => {
-                self.known.remove(&change.name);
+                known.remove(&change.name);
             }
             ChangeNotificationType::PeerAdded | ChangeNotificationType::PeerUpdated => {
-                let server = ServerOptions {
+                let said = change.tls.map(|tls| tls.server_name);
+                let mut server = ServerOptions {
                     server: Some(change.address),
-                    tls_server_name: change.tls.map(|tls| tls.server_name),
+                    tls_server_name: said,
                     ..self.server.clone()
                 };
-                self.known.insert(change.name, Way::Address(server));
+                if let Err(error) = own_name(&change.name, &mut server) {
+                    complain(Some(&change.name), &error);
+                    known.remove(&change.name);
+                    return;
+                }
+                known.insert(change.name, Way::Address(server));
             }
             ChangeNotificationType::Unknown => {}
         }
-        self.ways.set(self.known.clone());
-        Ok(())
+    }
+}
+
+/// Sees that whoever is connected to as a node is that node by its certificate, whatever another says of it. With certificates of
+/// the user's own, names are the user's own too.
+fn own_name(node: &str, server: &mut ServerOptions) -> anyhow::Result<()> {
+    let Some(given) = &mut server.given else {
+        return Ok(());
+    };
+    let own = weir_types::hubble::agent(node)?;
+    anyhow::ensure!(
+        server.tls_server_name.as_ref() == Some(&own),
+        "it is not asked: its name is said to be {}, and has to be {own}",
+        server.tls_server_name.as_deref().unwrap_or("none")
+    );
+    given.expected = Expected::Name;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::flows::Given;
+
+    #[test]
+    fn a_node_is_asked_under_its_own_name_alone() {
+        let given = Given {
+            held: watch::channel(None).1,
+            expected: Expected::AnyAgent,
+        };
+        let named = |name: &str, given: Option<Given>| ServerOptions {
+            tls_server_name: Some(name.to_owned()),
+            given,
+            ..ServerOptions::default()
+        };
+        let mut own = named("n-1.hubble.weir.dev", Some(given.clone()));
+        own_name("n.1", &mut own).unwrap();
+        assert_eq!(own.given.unwrap().expected, Expected::Name);
+        for name in ["n-2.hubble.weir.dev", "relay.hubble.weir.dev", ""] {
+            let error = own_name("n.1", &mut named(name, Some(given.clone()))).unwrap_err();
+            assert!(
+                error.to_string().contains("has to be n-1.hubble.weir.dev"),
+                "{error}"
+            );
+        }
+        own_name("n.1", &mut named("whatever.example.org", None)).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! `weir relay`: the flows of all nodes at one address.
 
+mod control;
 mod find;
 mod map;
 
@@ -9,15 +10,19 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use weir_hubble::{
+    certificate::Usage as Use,
+    client_tls::Expected,
     port::Port,
     relay::{Relay as Merged, RelayServer},
     serve::Connections,
     tls::{Tls, TlsFiles},
 };
 
+use weir_control_client::Connection;
+
 use crate::{
     cluster::Agents,
-    flows::ServerOptions,
+    flows::{Given, ServerOptions},
     target::{Options, Usage},
     ways::Ways,
 };
@@ -36,7 +41,9 @@ use find::Find;
         --agent-tls-ca ca.pem --agent-tls-cert relay.pem --agent-tls-key relay.key\n  \
     weir relay --peers weir-agent.weir-system.svc:4244 --agent-tls-ca ca.pem --agent-tls-cert relay.pem \\\n    \
         --agent-tls-key relay.key --listen '[::]:4245' --tls-cert tls.pem --tls-key tls.key --tls-client-ca ca.pem \\\n    \
-        --client ui.hubble.weir.dev --client team-a.hubble.weir.dev=shop,cart")]
+        --client ui.hubble.weir.dev --client team-a.hubble.weir.dev=shop,cart\n  \
+    weir relay --control weir-control.weir-system.svc:15012 --control-roots roots.pem --token token \\\n    \
+        --peers weir-agent-flows.weir-system.svc:4244        in a pod, as the chart has it")]
 pub(crate) struct Relay {
     /// Where clients ask. Without TLS it must be on loopback.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4245")]
@@ -69,8 +76,10 @@ pub(crate) struct Relay {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
     /// A DNS name in the certificate of a client that may ask, and for which namespaces: NAME or NAME=NAMESPACE,...
-    #[arg(long = "client", value_name = "NAME", value_parser = client, requires = "tls_cert")]
+    #[arg(long = "client", value_name = "NAME", value_parser = client)]
     clients: Vec<Client>,
+    #[command(flatten)]
+    control: control::ControlOptions,
     #[command(flatten)]
     map: map::MapOptions,
 }
@@ -110,18 +119,19 @@ impl Relay {
 
     /// Serves until it is stopped.
     pub(crate) async fn run(self, options: &Options, agents: Option<Agents>) -> anyhow::Result<()> {
-        let tls = self.tls()?;
+        let control = self.control.connection();
+        let tls = self.tls(control.as_ref())?;
         if tls.is_none() && !self.listen.ip().is_loopback() {
             return Err(Usage(format!(
                 "--listen {}: without TLS the relay listens on loopback only; give --tls-cert, --tls-key, \
-                 --tls-client-ca and --client",
+                 --tls-client-ca and --client, or --control and --client",
                 self.listen
             ))
             .into());
         }
         let mut stop = stop_signals()?;
         let map = self.map.open().await?;
-        let (ways, find) = self.find(options, agents).await?;
+        let (ways, find) = self.find(options, agents, control.as_ref()).await?;
         let port = Port::open(self.listen, tls).await;
         let port = port.with_context(|| format!("{} cannot be opened", self.listen))?;
         let address = port.address()?;
@@ -133,9 +143,10 @@ impl Relay {
         );
         let map = map::serve(map, relay.clone());
         let (connections, serving) = Connections::relay(RelayServer::new(relay, env!("CARGO_PKG_VERSION")));
+        let port = async { Ok::<_, io::Error>(port.listen().await?.serve(connections).await) };
         tokio::select! {
             served = serving => served.context("flows are served no more")?,
-            () = port.serve(connections) => {}
+            served = port => served.with_context(|| format!("{address} cannot be opened"))?,
             () = find.keep() => {}
             () = map => {}
             () = stop.stopped() => {}
@@ -143,7 +154,15 @@ impl Relay {
         Ok(())
     }
 
-    fn tls(&self) -> anyhow::Result<Option<Tls>> {
+    fn tls(&self, control: Option<&Connection>) -> anyhow::Result<Option<Tls>> {
+        if let Some(control) = control.filter(|_| !self.clients.is_empty()) {
+            let held = control::keep(control, Use::Server);
+            return Ok(Some(Tls::held(held, &self.clients)));
+        }
+        if self.tls_cert.is_none() && !self.clients.is_empty() {
+            let problem = "--client: give --tls-cert, --tls-key and --tls-client-ca, or --control";
+            return Err(Usage(problem.to_owned()).into());
+        }
         let (Some(certificate), Some(key), Some(roots)) =
             (&self.tls_cert, &self.tls_key, &self.tls_client_ca)
         else {
@@ -165,13 +184,23 @@ impl Relay {
             tls_cert: self.agent_tls_cert.clone(),
             tls_key: self.agent_tls_key.clone(),
             tls_server_name: server_name.map(str::to_owned),
+            given: None,
         }
     }
 
-    async fn find(&self, options: &Options, agents: Option<Agents>) -> anyhow::Result<(Ways, Find)> {
+    async fn find(
+        &self,
+        options: &Options,
+        agents: Option<Agents>,
+        control: Option<&Connection>,
+    ) -> anyhow::Result<(Ways, Find)> {
         if let Some(peers) = &self.peers {
-            let server = self.agent(peers, self.agent_tls_server_name.as_deref());
-            return Find::peers(server).await;
+            let mut server = self.agent(peers, self.agent_tls_server_name.as_deref());
+            server.given = control.map(|control| Given {
+                held: control::keep(control, Use::Client),
+                expected: Expected::AnyAgent,
+            });
+            return Find::peers(server, control.is_some()).await;
         }
         match agents {
             Some(agents) => Ok(Find::agents(options, agents)),

@@ -5,6 +5,11 @@ use std::{net::SocketAddr, path::PathBuf};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::ControlPlaneKind;
+
+/// A field, and what was expected of it.
+type Wrong = (&'static str, &'static str);
+
 /// What stands for the node's name in `serverName`.
 const NODE: &str = "*";
 
@@ -15,17 +20,32 @@ pub struct HubbleConfig {
     /// Address and port; Hubble's tools expect port 4244.
     #[serde(default = "default_address")]
     pub address: SocketAddr,
-    /// PEM file with the certificate, followed by its chain. Read again when it changes, as are the others.
-    pub certificate: PathBuf,
+    /// PEM file with the certificate, followed by its chain. Read again when it changes, as are the others. Without these three
+    /// the certificate comes from the control plane.
+    #[serde(default)]
+    pub certificate: Option<PathBuf>,
     /// PEM file with its private key.
-    pub key: PathBuf,
+    #[serde(default)]
+    pub key: Option<PathBuf>,
     /// PEM file with the roots that clients' certificates must chain to.
-    pub roots: PathBuf,
+    #[serde(default)]
+    pub roots: Option<PathBuf>,
     /// Who may ask; nobody if empty.
     pub clients: Vec<HubbleClient>,
     /// The name in the certificate by which relays know this agent: `*` stands for the node's name, with dashes for its dots.
     #[serde(default = "default_server_name")]
     pub server_name: String,
+}
+
+/// The files, where there are any.
+#[derive(Debug, Clone, Copy)]
+pub struct HubbleFiles<'a> {
+    /// The certificate, followed by its chain.
+    pub certificate: &'a PathBuf,
+    /// Its key.
+    pub key: &'a PathBuf,
+    /// The roots of clients' certificates.
+    pub roots: &'a PathBuf,
 }
 
 /// A client, by the DNS name in its certificate.
@@ -54,17 +74,39 @@ impl HubbleConfig {
         self.server_name.replace(NODE, &node.replace('.', "-"))
     }
 
+    /// The files; without them the control plane gives the certificate.
+    #[must_use]
+    pub fn files(&self) -> Option<HubbleFiles<'_>> {
+        Some(HubbleFiles {
+            certificate: self.certificate.as_ref()?,
+            key: self.key.as_ref()?,
+            roots: self.roots.as_ref()?,
+        })
+    }
+
     /// What is wrong with it: the field, and what was expected.
-    pub(super) fn check(&self) -> Result<(), (&'static str, &'static str)> {
+    pub(super) fn check(&self, control_plane: Option<ControlPlaneKind>) -> Result<(), Wrong> {
         let paths = [
             ("hubble.certificate", &self.certificate),
             ("hubble.key", &self.key),
             ("hubble.roots", &self.roots),
         ];
+        let is_given = paths.iter().any(|(_, path)| path.is_some());
         for (field, path) in paths {
-            if !path.is_absolute() {
-                return Err((field, "expected an absolute path"));
+            match path {
+                Some(path) if path.is_absolute() => {}
+                Some(_) => return Err((field, "expected an absolute path")),
+                None if is_given => {
+                    return Err((
+                        field,
+                        "expected 'certificate', 'key' and 'roots', or none of them",
+                    ));
+                }
+                None => {}
             }
+        }
+        if !is_given {
+            self.check_given_by(control_plane)?;
         }
         if self.clients.is_empty() {
             return Err((
@@ -87,5 +129,92 @@ impl HubbleConfig {
             ));
         }
         Ok(())
+    }
+
+    fn check_given_by(&self, control_plane: Option<ControlPlaneKind>) -> Result<(), Wrong> {
+        match control_plane {
+            Some(ControlPlaneKind::Weir) => {}
+            Some(ControlPlaneKind::Istiod) => {
+                return Err((
+                    "hubble.certificate",
+                    "expected 'certificate', 'key' and 'roots': istiod gives no certificates for this port",
+                ));
+            }
+            None => {
+                return Err((
+                    "hubble.certificate",
+                    "expected 'certificate', 'key' and 'roots': without 'controlPlane' nobody gives one",
+                ));
+            }
+        }
+        if self.server_name != default_server_name() {
+            return Err((
+                "hubble.serverName",
+                "expected none: the control plane's certificate is for '*.hubble.weir.dev'",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(more: Value, control_plane: Option<ControlPlaneKind>) -> Result<(), Wrong> {
+        let mut section = json!({ "clients": [{ "name": "relay.hubble.weir.dev" }] });
+        for (field, value) in more.as_object().unwrap() {
+            section[field] = value.clone();
+        }
+        let config: HubbleConfig = serde_json::from_value(section).unwrap();
+        config.check(control_plane)
+    }
+
+    #[test]
+    fn the_certificate_is_in_three_files_or_comes_from_weirs_own_control_plane() {
+        let files = json!({ "certificate": "/c", "key": "/k", "roots": "/r" });
+        for kind in [None, Some(ControlPlaneKind::Weir), Some(ControlPlaneKind::Istiod)] {
+            assert_eq!(check(files.clone(), kind), Ok(()));
+        }
+        assert_eq!(check(json!({}), Some(ControlPlaneKind::Weir)), Ok(()));
+        for (more, kind, field, said) in [
+            (json!({}), None, "hubble.certificate", "without 'controlPlane'"),
+            (
+                json!({}),
+                Some(ControlPlaneKind::Istiod),
+                "hubble.certificate",
+                "istiod gives no",
+            ),
+            (
+                json!({ "key": "/k", "roots": "/r" }),
+                Some(ControlPlaneKind::Weir),
+                "hubble.certificate",
+                "none of them",
+            ),
+            (
+                json!({ "certificate": "/c" }),
+                Some(ControlPlaneKind::Weir),
+                "hubble.key",
+                "none of them",
+            ),
+            (
+                json!({ "certificate": "c", "key": "/k", "roots": "/r" }),
+                None,
+                "hubble.certificate",
+                "absolute",
+            ),
+            (
+                json!({ "serverName": "n1.example.org" }),
+                Some(ControlPlaneKind::Weir),
+                "hubble.serverName",
+                "expected none",
+            ),
+        ] {
+            let (wrong, expected) = check(more, kind).unwrap_err();
+            assert_eq!(wrong, field);
+            assert!(expected.contains(said), "{field}: {expected}");
+        }
     }
 }

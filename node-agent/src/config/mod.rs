@@ -27,7 +27,7 @@ use crate::{control::Address, kubelet::KubeletCgroup};
 pub use api::ApiConfig;
 pub use cni::CniConfig;
 pub use flows::{AccessLogConfig, AccessLogMode, ExportConfig, ExportFormat, FlowsConfig, LogFormat};
-pub use hubble::{HubbleClient, HubbleConfig};
+pub use hubble::{HubbleClient, HubbleConfig, HubbleFiles};
 pub use otlp::{OtlpConfig, OtlpEndpoint, header as otlp_header};
 pub use parse::{ConfigError, parse};
 pub use text::HumanDuration;

@@ -224,7 +224,8 @@ fn check(config: &ConfigFile) -> Result<(), Problem> {
         checked.map_err(|(field, problem)| Problem::new(cni.referenced, field, problem))?;
     }
     if let Some(hubble) = &config.hubble {
-        let checked = hubble.value.check();
+        let kind = config.control_plane.as_ref().map(|own| own.value.kind);
+        let checked = hubble.value.check(kind);
         checked.map_err(|(field, problem)| Problem::new(hubble.referenced, field, problem))?;
     }
     let lifetime = &config.certificates.lifetime;

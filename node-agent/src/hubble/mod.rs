@@ -1,5 +1,6 @@
 //! Flows for Hubble's tools, and for `weir`.
 
+mod certificate;
 mod peers;
 
 use std::sync::Arc;
@@ -11,10 +12,16 @@ use weir_hubble::{
     Origin,
     observer::{Page, Peers, Source},
     port::Port,
-    tls::{Tls, TlsFiles},
+    serve::Connections,
+    tls::{Clients, Tls, TlsFiles},
 };
 
-use crate::{agent::Agent, config::HubbleConfig, flows::FlowLog};
+use crate::{
+    agent::Agent,
+    config::{HubbleConfig, HubbleFiles},
+    flows::FlowLog,
+};
+pub use certificate::OwnCertificate;
 
 /// The records of this agent.
 #[derive(Debug)]
@@ -89,21 +96,45 @@ impl Source for Records {
     }
 }
 
-/// Opens the port. Its files are read now, so that what is wrong with them is said at the start.
+/// Takes the port. Files are read now, so that what is wrong with them is said at the start; a certificate from the control plane
+/// is waited for by [`Port::listen`].
 ///
 /// # Errors
-/// When it cannot be opened, or a file is missing or wrong.
-pub async fn open(config: &HubbleConfig) -> anyhow::Result<Port> {
-    let clients = config.clients.iter();
-    let files = TlsFiles {
-        certificate: config.certificate.clone(),
-        key: config.key.clone(),
-        roots: config.roots.clone(),
-        clients: clients
-            .map(|client| (client.name.clone(), client.namespaces.clone()))
-            .collect(),
+/// When it cannot be had, or a file is missing or wrong.
+pub async fn open(config: &HubbleConfig, own: Option<&OwnCertificate>) -> anyhow::Result<Port> {
+    let clients: Clients = config
+        .clients
+        .iter()
+        .map(|client| (client.name.clone(), client.namespaces.clone()))
+        .collect();
+    let tls = match (config.files(), own) {
+        (
+            Some(HubbleFiles {
+                certificate,
+                key,
+                roots,
+            }),
+            _,
+        ) => {
+            let files = TlsFiles {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                roots: roots.clone(),
+                clients,
+            };
+            Tls::new(&files).context("hubble")?
+        }
+        (None, Some(own)) => Tls::held(own.held(), &clients),
+        (None, None) => anyhow::bail!("there is nobody to give the port for flows a certificate"),
     };
-    let tls = Tls::new(&files).context("hubble")?;
     let port = Port::open(config.address, Some(tls)).await;
     port.with_context(|| format!("the port for flows {} cannot be opened", config.address))
+}
+
+/// Serves clients as soon as there is a certificate, for ever.
+pub async fn serve(port: Port, connections: Connections) {
+    match port.listen().await {
+        Ok(port) => port.serve(connections).await,
+        Err(error) => tracing::error!(%error, "the port for flows cannot be opened"),
+    }
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use weir_types::TrafficDirection;
 
 use super::{direction, fill::set};
-use crate::agent::Agent;
+use crate::{agent::Agent, hubble::OwnCertificate};
 
 impl Agent {
     /// Brings up to date what is measured only when somebody looks. Walks nothing that grows with traffic.
@@ -16,6 +16,8 @@ impl Agent {
         let metrics = &self.node.metrics;
         set(&metrics.pods_refused, self.enrolment.problems().len() as u64);
         let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let unserved = self.flows_certificate.as_ref().and_then(OwnCertificate::problem);
+        let faults = faults + usize::from(unserved.is_some());
         set(&metrics.faults, faults as u64);
         let updated = self.control.as_ref().and_then(|state| state.status().updated);
         metrics
