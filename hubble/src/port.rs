@@ -141,3 +141,32 @@ async fn handshake(tls: &Tls, stream: TcpStream) -> Result<Accepted, TlsError> {
     let viewer = tls.viewer(accepted.get_ref().1)?;
     Ok((accepted, viewer))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::certificate::Credentials;
+
+    #[tokio::test]
+    async fn without_a_certificate_connections_are_refused_and_from_the_first_on_they_are_not() {
+        let (to, held) = watch::channel(None);
+        let tls = Tls::held(held, &Vec::new());
+        let port = Port::open(([127, 0, 0, 1], 0).into(), Some(tls)).await.unwrap();
+        let address = port.address().unwrap();
+        let listening = tokio::spawn(port.listen());
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+            let refused = TcpStream::connect(address).await.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        }
+        let same = Port::open(address, None).await.unwrap_err();
+        assert_eq!(same.kind(), io::ErrorKind::AddrInUse, "it is ours meanwhile");
+        to.send_replace(Some(Arc::new(Credentials::example())));
+        let _listening = listening.await.unwrap().unwrap();
+        TcpStream::connect(address).await.unwrap();
+    }
+}

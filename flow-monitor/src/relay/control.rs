@@ -17,22 +17,17 @@ use crate::several::complain;
 pub(super) struct ControlOptions {
     /// Take the relay's certificates, towards agents and for its own port, from this control plane: HOST:PORT.
     #[arg(
-        long = "control",
+        long,
         value_name = "ADDRESS",
-        requires_all = ["roots", "token", "peers"],
+        requires_all = ["control_roots", "token", "peers"],
         conflicts_with_all = ["agent_tls_ca", "tls_cert"]
     )]
-    address: Option<Address>,
+    control: Option<Address>,
     /// The PEM file with the roots that its certificate must chain to.
-    #[arg(
-        id = "roots",
-        long = "control-roots",
-        value_name = "FILE",
-        requires = "address"
-    )]
-    roots: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "control")]
+    control_roots: Option<PathBuf>,
     /// The file with the token by which the relay shows who it is: that of its pod's service account.
-    #[arg(long, value_name = "FILE", requires = "address")]
+    #[arg(long, value_name = "FILE", requires = "control")]
     token: Option<PathBuf>,
 }
 
@@ -44,7 +39,11 @@ struct Told(&'static str);
 impl ControlOptions {
     /// The connection, if there is to be one.
     pub(super) fn connection(&self) -> Option<Connection> {
-        let (address, roots, token) = (self.address.clone()?, self.roots.clone()?, self.token.clone()?);
+        let (address, roots, token) = (
+            self.control.clone()?,
+            self.control_roots.clone()?,
+            self.token.clone()?,
+        );
         Some(Connection::new(address, roots, token))
     }
 }

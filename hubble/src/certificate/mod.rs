@@ -91,6 +91,17 @@ pub trait Observer: Send + Sync + 'static {
 // === impl Credentials ===
 
 impl Credentials {
+    /// Of nobody.
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        Self {
+            chain: Vec::new(),
+            roots: Vec::new(),
+            not_after: Timestamp::MAX,
+            key: Zeroizing::default(),
+        }
+    }
+
     /// Its key.
     pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.to_vec()))
