@@ -51,7 +51,7 @@ impl Agent {
         let file = folder.join(format!("{}.yaml", config.node));
         let log = folder.join("log").join(format!("agent-{}", config.node));
         write_config(&file, &config)?;
-        let process = start(&place, &file, &log, false)?.into();
+        let process = start(&place, &file, &log, &config, false)?.into();
         Ok(Self {
             place,
             config,
@@ -260,7 +260,7 @@ impl Agent {
     /// # Errors
     /// When it does not become ready; with its log.
     pub fn restart(&self) -> Result<()> {
-        *self.process() = start(&self.place, &self.file, &self.log, false)?;
+        *self.process() = start(&self.place, &self.file, &self.log, &self.config, false)?;
         self.wait_ready()
     }
 
@@ -269,7 +269,7 @@ impl Agent {
     /// # Errors
     /// When it does not become ready; with its log.
     pub fn restart_standby(&self) -> Result<()> {
-        *self.process() = start(&self.place, &self.file, &self.log, true)?;
+        *self.process() = start(&self.place, &self.file, &self.log, &self.config, true)?;
         self.wait_ready()
     }
 
@@ -290,7 +290,7 @@ impl Agent {
             .file
             .with_extension(format!("{}.yaml", config.metrics.address.port()));
         write_config(&file, &config)?;
-        let next = start(&self.place, &file, &self.log, true)?;
+        let next = start(&self.place, &file, &self.log, &self.config, true)?;
         self.config.metrics = config.metrics;
         crate::poll("the next agent to stand by", PATIENCE, || {
             Ok(self
@@ -396,11 +396,14 @@ impl Iterator for FlowStream {
     }
 }
 
-fn start(place: &Place, file: &Path, log: &Path, standby: bool) -> Result<Process> {
+fn start(place: &Place, file: &Path, log: &Path, config: &AgentConfig, standby: bool) -> Result<Process> {
     let mut command = Command::new(crate::program("weir-agent")?);
     command.arg("--config").arg(file);
     if standby {
         command.arg("--standby");
+    }
+    if let Some(own) = config.pod_ip {
+        command.env("POD_IP", own.to_string());
     }
     place.spawn_as(command, Some(log))
 }

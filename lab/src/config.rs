@@ -38,6 +38,9 @@ pub struct AgentConfig {
     /// The port for Hubble's tools, as it stands in the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hubble: Option<Value>,
+    /// The address of its pod, as Kubernetes puts it into the environment.
+    #[serde(skip)]
+    pub pod_ip: Option<IpAddr>,
     /// Metrics and readiness.
     pub metrics: MetricsConfig,
     /// Where policies without a selector are the whole mesh's; [`ROOT_NAMESPACE`] unless set.
@@ -348,6 +351,7 @@ mod tests {
                 group: None,
             },
             hubble: None,
+            pod_ip: None,
             metrics: MetricsConfig {
                 address: ([127, 0, 0, 1], 15020).into(),
             },

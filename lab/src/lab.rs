@@ -255,6 +255,7 @@ impl Lab {
                 group: None,
             },
             hubble: None,
+            pod_ip: None,
             metrics: MetricsConfig {
                 address: ([127, 0, 0, 1], 15020).into(),
             },

@@ -19,6 +19,7 @@ mod direct_spoofing;
 mod envoy;
 mod explain;
 mod exports;
+mod flows_authority;
 mod halves;
 mod hostile;
 mod hubble;

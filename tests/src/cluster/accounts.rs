@@ -1,5 +1,7 @@
 //! Node proxies' accounts, and the tokens of their pods.
 
+use std::net::IpAddr;
+
 use k8s_openapi::{
     api::{
         apps::v1::DaemonSet,
@@ -8,7 +10,10 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
-use kube::{Api, api::PostParams};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
 use serde_json::json;
 use weir_api_server::object;
 
@@ -42,6 +47,18 @@ impl Cluster {
     /// When there is no such DaemonSet, or such a pod already.
     #[must_use]
     pub fn node_token(&self, namespace: &str, set: &str, node: &str, audience: &str) -> String {
+        self.node_token_at(namespace, set, node, audience, None)
+    }
+
+    /// As [`Cluster::node_token`], of a pod that has an address of its own.
+    pub(super) fn node_token_at(
+        &self,
+        namespace: &str,
+        set: &str,
+        node: &str,
+        audience: &str,
+        address: Option<IpAddr>,
+    ) -> String {
         let (namespace, set) = (namespace.to_owned(), set.to_owned());
         let name = format!("{set}-{node}");
         let owner = self.block(async |client| {
@@ -61,20 +78,56 @@ impl Cluster {
             json!({
                 "metadata": { "name": name, "labels": { "app": set }, "ownerReferences": [owner] },
                 "spec": {
-                    "nodeName": node, "serviceAccountName": set, "hostNetwork": true,
+                    "nodeName": node, "serviceAccountName": set, "hostNetwork": address.is_none(),
                     "containers": [{ "name": set, "image": set }],
                 },
             }),
         );
+        if let Some(address) = address {
+            let status = json!({ "status": {
+                "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
+            }});
+            self.block(async |client| {
+                let pods: Api<KubePod> = Api::namespaced(client, &namespace);
+                let patch = Patch::Merge(status);
+                pods.patch_status(&name, &PatchParams::default(), &patch).await
+            });
+        }
+        self.token(&namespace, &set, &pod, audience)
+    }
+
+    /// A token of a pod with a service account of its own name, both of which are made: of one that is not of the mesh.
+    ///
+    /// # Panics
+    /// When there is such a pod already.
+    #[must_use]
+    pub fn pod_token(&self, namespace: &str, name: &str, node: &str, audience: &str) -> String {
+        self.service_account(namespace, name);
+        let pod: KubePod = self.create(
+            Some(namespace),
+            json!({
+                "metadata": { "name": name },
+                "spec": {
+                    "nodeName": node, "serviceAccountName": name,
+                    "containers": [{ "name": name, "image": name }],
+                },
+            }),
+        );
+        self.token(namespace, name, &pod, audience)
+    }
+
+    fn token(&self, namespace: &str, account: &str, pod: &KubePod, audience: &str) -> String {
         let request: TokenRequest = object(json!({ "spec": {
             "audiences": [audience],
             "expirationSeconds": TOKEN_SECONDS,
-            "boundObjectRef": { "apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.metadata.uid },
+            "boundObjectRef": {
+                "apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid,
+            },
         }}));
         let token = self.block(async |client| {
-            let accounts: Api<ServiceAccount> = Api::namespaced(client, &namespace);
+            let accounts: Api<ServiceAccount> = Api::namespaced(client, namespace);
             accounts
-                .create_token_request(&set, &PostParams::default(), &request)
+                .create_token_request(account, &PostParams::default(), &request)
                 .await
         });
         token.status.expect("a token").token

@@ -247,16 +247,17 @@ impl Cluster {
         let roots = self.fetch_roots();
         for name in nodes {
             let token = self.lab.folder().join(format!("{name}.token"));
-            std::fs::write(&token, self.node_token(SYSTEM, AGENT, name, "weir")).expect("a token");
             let mut config: AgentConfig = self.lab.config(name).expect("a configuration");
             config.follow(ControlPlaneConfig {
                 address: CONTROL.to_owned(),
                 roots: roots.clone(),
-                token,
+                token: token.clone(),
                 kind: None,
                 pod_logs: None,
             });
             change(&mut config);
+            let text = self.node_token_at(SYSTEM, AGENT, name, "weir", config.pod_ip);
+            std::fs::write(&token, text).expect("a token");
             self.agents.push(self.lab.launch_agent(config).expect("an agent"));
         }
         self.agents
