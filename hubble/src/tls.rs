@@ -145,7 +145,7 @@ impl Tls {
             && held.clone().wait_for(Option::is_some).await.is_err()
         {
             // Nobody keeps it: there never will be one.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

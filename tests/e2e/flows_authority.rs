@@ -264,12 +264,17 @@ fn a_relay_shows_both_nodes_by_certificates_of_the_control_plane_and_strangers_a
                 &flows,
                 "agent",
                 vec![dns("node2.hubble.weir.dev")],
-                &[for_server.clone()],
+                std::slice::from_ref(&for_server),
             )),
         ),
         (
             "a server, though of a listed name",
-            Some(by(&flows, "server", vec![dns(relay)], &[for_server.clone()])),
+            Some(by(
+                &flows,
+                "server",
+                vec![dns(relay)],
+                std::slice::from_ref(&for_server),
+            )),
         ),
     ] {
         let answer = stage.ask(AGENT, shown.as_ref(), json!(["status"]));
