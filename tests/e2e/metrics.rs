@@ -221,8 +221,8 @@ fn the_control_plane_counts_what_was_done_and_its_page_is_as_documented() {
     let expected = [
         ("weir_cluster_synced", 1),
         ("weir_ads_streams", 2),
-        ("weir_ca_issued_total", 2),
-        ("weir_ca_problem", 0),
+        ("weir_ca_issued_total{authority=\"workloads\"}", 2),
+        ("weir_ca_problem{authority=\"workloads\"}", 0),
         ("weir_node_reports", 2),
         ("weir_reported_pods{state=\"enrolled\"}", 2),
         ("weir_reported_pods{state=\"refused\"}", 0),
