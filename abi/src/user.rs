@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::{Endpoint, Pod};
+use crate::{Endpoint, Event, Pod};
 
 impl Endpoint {
     /// The address; v4-mapped ones as IPv4.
@@ -15,6 +15,15 @@ impl Endpoint {
     #[must_use]
     pub fn socket_addr(&self) -> SocketAddr {
         SocketAddr::new(self.ip(), u16::try_from(self.port).unwrap_or(0))
+    }
+}
+
+impl Event {
+    /// As it stands in the ring buffer.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+        // SAFETY: repr(C), of integers alone and without padding (its size is asserted): every byte has a value.
+        unsafe { core::mem::transmute(*self) }
     }
 }
 

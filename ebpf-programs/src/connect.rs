@@ -18,7 +18,8 @@ use weir_abi::{
 
 use crate::{
     IPPROTO_TCP, field,
-    maps::{CONNECTING, PENDING, PODS, SOCKETS, backend, config, now_ns, report, unregister, verdict},
+    maps::{CONNECTING, PENDING, PODS, SOCKETS, backend, config, now_ns, unregister, verdict},
+    report::report,
 };
 
 /// Let the call go on.

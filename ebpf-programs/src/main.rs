@@ -9,6 +9,7 @@
 mod connect;
 mod getpeername;
 mod maps;
+mod report;
 mod sk_lookup;
 mod sock_ops;
 

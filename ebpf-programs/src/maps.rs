@@ -1,27 +1,22 @@
 //! The maps. Key, value, owner and lifetime of each are listed in `docs/architecture.md`.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
-
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::SkStorage,
     helpers::{bpf_ktime_get_ns, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash},
 };
 use weir_abi::{
-    Backend, BackendKey, Budget, Config, Conn, ConnKind, Connecting, Endpoint, Event, FlowKey, MAX_PODS,
-    Pending, Pod, PodState, ProbePort, Reason, SockState, Verdict, VerdictKey, VerdictKind,
-    address::same_address, slot,
+    Backend, BackendKey, Budget, Config, Conn, ConnKind, Connecting, Endpoint, FlowKey, MAX_PODS, Pending,
+    Pod, PodState, ProbePort, Reason, SockState, Verdict, VerdictKey, VerdictKind, address::same_address,
+    slot,
 };
 
-use crate::field;
+use crate::{field, report::add};
 
-// Flags of `linux/bpf.h`.
+// A flag of `linux/bpf.h`.
 const BPF_NOEXIST: u64 = 1;
-const BPF_RB_NO_WAKEUP: u64 = 1;
-const BPF_RB_FORCE_WAKEUP: u64 = 2;
-const BPF_RB_AVAIL_DATA: u64 = 0;
 
 /// Registered connections of all pods of a node. Their memory, 27 MiB, is there from the start: allocating each took a fifth
 /// of all that the programs take for a connection.
@@ -37,8 +32,6 @@ const MAX_BACKENDS: u32 = 262_144;
 const MAX_PROBE_PORTS: u32 = 16_384;
 /// Refused 4-tuples that are remembered so that each is reported once.
 const MAX_DENIALS: u32 = 8192;
-/// Bytes of the ring buffer: about 7,000 events.
-const EVENT_BYTES: u32 = 1 << 20;
 
 /// State of a socket; goes with the socket.
 #[btf_map]
@@ -95,14 +88,6 @@ pub(crate) static LISTENERS: SockHash<u32> = SockHash::with_max_entries(MAX_PODS
 /// When a 4-tuple was last refused: a stray segment must not be reported as another refusal.
 #[map]
 static DENIALS: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(MAX_DENIALS, 0);
-
-/// What the agent is told.
-#[map]
-static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);
-
-/// Events for which the ring buffer had no room.
-#[map]
-static LOST: Array<u64> = Array::with_max_entries(1, 0);
 
 /// A refused 4-tuple is reported again after this long, nanoseconds.
 const DENIAL_QUIET_NS: u64 = 1_000_000_000;
@@ -186,27 +171,6 @@ pub(crate) fn socket_state(sk: *mut aya_ebpf::bindings::bpf_sock) -> *mut SockSt
             0,
         )
         .cast()
-    }
-}
-
-/// Bytes in the ring buffer from which on the agent is woken for each event; below, it looks by itself often enough. A
-/// wake-up is an interrupt, which costs more than all the rest of a program.
-const WAKE_BYTES: u64 = (EVENT_BYTES / 4) as u64;
-
-/// Reports an event, made in place, or counts that it was lost. `fill` must set every field: the memory is used again.
-#[inline(always)]
-pub(crate) fn report(fill: impl FnOnce(&mut Event)) {
-    let flags = if EVENTS.query(BPF_RB_AVAIL_DATA) < WAKE_BYTES {
-        BPF_RB_NO_WAKEUP
-    } else {
-        BPF_RB_FORCE_WAKEUP
-    };
-    if let Some(mut entry) = EVENTS.reserve::<Event>(0) {
-        // SAFETY: the entry is as large and as aligned as an event, and every bit pattern is one.
-        fill(unsafe { &mut *entry.as_mut_ptr() });
-        entry.submit(flags);
-    } else if let Some(lost) = LOST.get_ptr_mut(0) {
-        add(lost, 1);
     }
 }
 
@@ -297,13 +261,4 @@ pub(crate) fn unregister(state: &mut SockState) {
     } else {
         let _ = CONNECTIONS.remove(state.key);
     }
-}
-
-/// Adds atomically to a counter in a map, wrapping.
-///
-/// `AtomicU64::fetch_add` does not exist for this target, which has no compare-and-swap in its baseline.
-#[inline(always)]
-fn add(counter: *mut u64, value: u64) {
-    // SAFETY: the callers pass a valid pointer into a map, aligned for u64.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) };
 }

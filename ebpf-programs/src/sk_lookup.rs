@@ -9,7 +9,8 @@ use weir_abi::{
 
 use crate::{
     AF_INET, IPPROTO_TCP, field,
-    maps::{CONNECTIONS, LISTENERS, POD_STATES, PROBE_PORTS, config, first_denial, now_ns, report},
+    maps::{CONNECTIONS, LISTENERS, POD_STATES, PROBE_PORTS, config, first_denial, now_ns},
+    report::report,
 };
 
 /// The pod that this instance belongs to; the loader writes it.

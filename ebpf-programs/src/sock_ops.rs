@@ -15,9 +15,10 @@ use weir_abi::{
 use crate::{
     AF_INET, field,
     maps::{
-        CONNECTING, CONNECTIONS, PENDING, PODS, config, first_denial, give_back, now_ns, register, report,
+        CONNECTING, CONNECTIONS, PENDING, PODS, config, first_denial, give_back, now_ns, register,
         socket_state, unregister, verdict,
     },
+    report::report,
 };
 
 // Callback operations and flags of `linux/bpf.h`.
@@ -319,9 +320,18 @@ fn closed(ops: *mut bpf_sock_ops, conn: &Conn, key: &FlowKey) {
     });
 }
 
-/// Whether nobody but the kernel can tell how the connection went.
+/// Whether connections that were let through are to be reported, 0 if not. A constant, so that the verifier leaves out what
+/// is not asked for.
+#[unsafe(no_mangle)]
+static RECORDS: u32 = 1;
+
+/// Whether somebody wants to know how the connection went, and nobody but the kernel can tell.
 #[inline(always)]
 fn is_observed(conn: &Conn) -> bool {
+    // SAFETY: a static of the program; volatile since the loader writes it.
+    if unsafe { core::ptr::read_volatile(&raw const RECORDS) } == 0 {
+        return false;
+    }
     conn.kind == ConnKind::PASS || (conn.kind == ConnKind::DIRECT && conn.pod != conn.dest_pod)
 }
 

@@ -211,7 +211,12 @@ impl Agent {
         let asking = async {
             let stream = tokio::net::UnixStream::connect(socket).await?;
             let mut client = weir_hubble::client::over(stream).await?;
-            anyhow::Ok(client.get_flows(request).await?.into_inner())
+            anyhow::Ok(
+                client
+                    .get_flows(weir_hubble::form::own(request))
+                    .await?
+                    .into_inner(),
+            )
         };
         let asked = runtime.block_on(async { tokio::time::timeout(API_PATIENCE, asking).await });
         let responses = asked?.with_context(|| socket.display().to_string())?;

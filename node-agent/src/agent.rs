@@ -141,7 +141,8 @@ pub async fn run(
         (None, None) => anyhow::bail!("there is nobody to sign certificates"),
     };
     let certificates = CertificateStore::new(issuer, settings);
-    let (datapath, ring) = Datapath::load(pins, &cgroup, config.verdict_lease.value.0)?;
+    let records = config.flows.value.record;
+    let (datapath, ring) = Datapath::load(pins, &cgroup, config.verdict_lease.value.0, records)?;
     let home =
         NetNs::open("/proc/thread-self/ns/net".as_ref()).context("the agent's own network namespace")?;
     // Until it is found: what an earlier agent knew of it may not be true any more.
@@ -153,12 +154,10 @@ pub async fn run(
             "this kernel does not end connections on request: pods of this node use mutual TLS"
         );
     }
-    let flows = FlowLog::new(
-        &config.node.value,
-        config.flows.value.capacity as usize,
-        metrics.clone(),
-    )
-    .tracing(config.flows.value.tracing());
+    let capacity = config.flows.value.capacity as usize;
+    let flows = FlowLog::new(&config.node.value, capacity, metrics.clone())
+        .recording(records)
+        .tracing(config.flows.value.tracing());
     let node = Arc::new(Node::new(
         config.node.value.clone(),
         datapath,

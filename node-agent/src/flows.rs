@@ -39,6 +39,7 @@ pub struct FlowLog {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Flow>,
     tracing: Option<Arc<Tracing>>,
+    records: bool,
 }
 
 #[derive(Debug)]
@@ -126,7 +127,15 @@ impl FlowLog {
             shared,
             queue,
             tracing: None,
+            records: true,
         }
+    }
+
+    /// Says whether anything is recorded; flows are counted anyhow.
+    #[must_use]
+    pub fn recording(mut self, records: bool) -> Self {
+        self.records = records;
+        self
     }
 
     /// With spans, if any: each connection is one then.
@@ -152,6 +161,9 @@ impl FlowLog {
     pub fn record(&self, mut flow: Flow) {
         flow.node.clone_from(&self.shared.node);
         self.shared.metrics.count(&flow);
+        if !self.records {
+            return;
+        }
         if self.queue.try_send(flow).is_err() {
             self.lose(1);
         }

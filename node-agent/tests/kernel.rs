@@ -47,6 +47,7 @@ impl Place {
             Pins::claim_soon(&self.mount.path().join("pins")).unwrap(),
             &self.cgroup,
             Duration::from_secs(60),
+            true,
         )
         .unwrap()
         .0
@@ -154,7 +155,7 @@ fn an_unknown_connection_is_not_registered() {
 fn what_the_agent_did_not_read_fills_the_ring_buffer_and_what_it_wrote_the_maps() {
     let place = Place::new("fill");
     let pins = Pins::claim_soon(&place.mount.path().join("pins")).unwrap();
-    let (datapath, mut events) = Datapath::load(pins, &place.cgroup, Duration::from_secs(60)).unwrap();
+    let (datapath, mut events) = Datapath::load(pins, &place.cgroup, Duration::from_secs(60), true).unwrap();
     let ring = || (datapath.event_ring().entries, datapath.event_ring().capacity);
     assert_eq!(ring(), (0, 1 << 20));
     let handle = datapath.new_handle().unwrap();

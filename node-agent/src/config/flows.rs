@@ -12,6 +12,9 @@ use crate::flows::Tracing;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct FlowsConfig {
+    /// Whether flows are recorded. Without, there is nothing to be asked for, and of connections that the agent does not carry
+    /// metrics count only those that were refused.
+    pub record: bool,
     /// How many flow records are kept, 1 to 1,000,000; about 1 KiB each.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub capacity: u32,
@@ -92,6 +95,7 @@ pub enum LogFormat {
 impl Default for FlowsConfig {
     fn default() -> Self {
         Self {
+            record: true,
             capacity: 16_384,
             export: None,
             access_log: AccessLogConfig::default(),
@@ -128,6 +132,10 @@ impl FlowsConfig {
 
     /// What is wrong with it: the field, and what was expected.
     pub(super) fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let sent = self.export.is_some() || self.otlp.is_some();
+        if !self.record && (sent || self.access_log.mode != AccessLogMode::Off) {
+            return Err(("flows.record", "true, for an export or an access log"));
+        }
         if let Some(otlp) = &self.otlp {
             otlp.check()?;
         }

@@ -158,7 +158,8 @@ struct Tables {
 
 impl Datapath {
     /// Loads the programs and attaches them to a cgroup, or updates those that an earlier agent left attached. What is
-    /// remembered of decisions holds for `lease` after the last [`Datapath::heartbeat`].
+    /// remembered of decisions holds for `lease` after the last [`Datapath::heartbeat`]. Without `records` the programs report
+    /// refusals alone.
     ///
     /// # Errors
     /// When the kernel refuses something.
@@ -166,9 +167,10 @@ impl Datapath {
         claim: Pins,
         cgroup: &Path,
         lease: Duration,
+        records: bool,
     ) -> Result<(Self, RingBuf<MapData>), DatapathError> {
         let pins = claim.own()?;
-        let mut ebpf = load_object(&pins, &Pod::default())?;
+        let mut ebpf = load_object(&pins, &Pod::default(), records)?;
         let opened = File::open(cgroup).and_then(|file| Ok((file.metadata()?.ino(), file)));
         let (inode, target) = opened.map_err(|source| DatapathError::Cgroup {
             path: cgroup.to_owned(),
@@ -239,7 +241,8 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses it.
     pub fn attach_pod(&self, pod: &Pod, netns: BorrowedFd<'_>) -> Result<(), DatapathError> {
-        let mut ebpf = load_object(&self.pins, pod)?;
+        // Its program reports refusals alone, which are always told.
+        let mut ebpf = load_object(&self.pins, pod, true)?;
         let name = "weir_sk_lookup";
         let program: &mut SkLookup = program(&mut ebpf, name)?;
         program
@@ -383,12 +386,14 @@ pub fn rehearse() -> Result<(), DatapathError> {
     Ok(())
 }
 
-fn load_object(pins: &Path, pod: &Pod) -> Result<Ebpf, DatapathError> {
+fn load_object(pins: &Path, pod: &Pod, records: bool) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     for name in MAPS {
         loader.map_pin_path(name, pins.join(name));
     }
     loader.override_global("OWN_POD", pod, true);
+    let records = u32::from(records);
+    loader.override_global("RECORDS", &records, true);
     Ok(loader.load(OBJECT)?)
 }
 

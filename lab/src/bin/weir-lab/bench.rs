@@ -5,6 +5,8 @@
 
 mod cases;
 mod control;
+mod figures;
+mod flows;
 mod kinds;
 mod load;
 mod programs;
@@ -28,6 +30,7 @@ use system::System;
   cargo xtask bench --path same-node --system direct --load
   cargo xtask bench --case programs --system direct
   cargo xtask bench --case control
+  cargo xtask bench --case flows
   cargo xtask bench --peer-cmd 'exec /opt/proxy --address $POD_IP' --json
 
 Between nodes there is mutual TLS only, so `direct` is measured between pods of one node.
@@ -44,6 +47,11 @@ is on for this case alone.
 The case `control` is of the control plane alone, and measured only when asked for: weir-control
 against an API server in memory with 20,000 pods and 2,000 services, and 200 agents in a process of
 their own that count what they receive. It takes two minutes; with --quick a tenth of all that.
+
+The case `flows`, also only when asked for and alone, is of what recording costs: each figure against
+the same mesh with `flows.record: false`, in turns, while a follower reads all records; then 50,000
+connections a second that never were, put into the ring buffer by a kernel program of its own; then
+the same with a follower that stopped reading.
 
 The peer's command is run by `sh -c`, once in each pod's network namespace, and killed at the end. Its
 environment: POD_NAME, POD_UID, POD_NAMESPACE, POD_SERVICE_ACCOUNT, POD_IP, POD_IP6, POD_NETNS (a
@@ -96,8 +104,8 @@ impl Bench {
             control::run_agents(folder)?;
             return Ok(ExitCode::SUCCESS);
         }
-        if self.cases.contains(&Case::Control) {
-            return self.run_control(tell);
+        if let Some(case) = self.cases.iter().find(|case| case.is_alone()) {
+            return self.run_alone(*case, tell);
         }
         weir_lab::require_root()?;
         let (rounds, seconds) = if self.quick { (2, 0.5) } else { (5, 2.0) };
@@ -167,15 +175,26 @@ impl Bench {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn run_control(&self, tell: Narrator) -> Result<ExitCode> {
-        ensure!(self.cases.len() == 1, "the case `control` is measured alone");
+    fn run_alone(&self, case: Case, tell: Narrator) -> Result<ExitCode> {
+        ensure!(
+            self.cases.len() == 1,
+            "the cases `control` and `flows` are measured alone"
+        );
         if let Some(warning) = cases::busy_machine()? {
             tell.say(warning);
         }
-        let figures = control::run(self.quick, tell)?;
-        tell.say(control::table(&figures));
+        let (name, title, figures) = match case {
+            Case::Flows => {
+                let rounds = self.rounds.unwrap_or(if self.quick { 2 } else { 9 }).max(1);
+                let seconds = self.seconds.unwrap_or(if self.quick { 0.5 } else { 2.0 });
+                let length = Duration::from_secs_f64(seconds.max(0.1));
+                ("flows", "recorded flows", flows::run(rounds, length, tell)?)
+            }
+            _ => ("control", "control plane", control::run(self.quick, tell)?),
+        };
+        tell.say(figures::table(title, &figures));
         if self.json {
-            println!("{}", serde_json::to_string(&figures)?);
+            println!("{}", serde_json::to_string(&figures::rows(name, &figures))?);
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -71,8 +71,8 @@ pub(crate) fn measure(
             )])
         }
         Case::Memory => memory(system, path),
-        // Not such figures: they are in `programs` and `control`.
-        Case::Programs | Case::Control => Ok(Vec::new()),
+        // Not such figures: they are in `programs`, `control` and `flows`.
+        Case::Programs | Case::Control | Case::Flows => Ok(Vec::new()),
     }
 }
 

@@ -6,7 +6,6 @@ mod client;
 mod cluster;
 mod measure;
 mod plan;
-mod table;
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -26,11 +25,9 @@ use signal_hook::{
 use tempfile::TempDir;
 use weir_lab::{Process, poll, program, signal::INTERRUPTED};
 
-use super::Narrator;
+use super::{Narrator, figures::Figure};
 use cluster::Cluster;
 use plan::{Answer, Ask, Plan};
-
-pub(super) use table::{Figure, table};
 
 /// In the folder that this process and that of the agents share.
 const PLAN: &str = "plan.json";

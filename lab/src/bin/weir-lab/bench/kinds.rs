@@ -35,6 +35,8 @@ pub(crate) enum Case {
     Memory,
     /// What weir-control takes in a cluster of 20,000 pods and 200 agents: only when asked for, and alone.
     Control,
+    /// What recording flows takes, and what it loses: only when asked for, and alone.
+    Flows,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
@@ -57,11 +59,17 @@ pub(crate) enum SystemKind {
     /// As `mtls`, under load.
     #[value(skip)]
     MtlsLoaded,
+    /// As `mtls`, with no flow recorded.
+    #[value(skip)]
+    MtlsUnrecorded,
     /// Weir, with pods of one node connected straight.
     Direct,
     /// As `direct`, under load.
     #[value(skip)]
     DirectLoaded,
+    /// As `direct`, with no flow recorded.
+    #[value(skip)]
+    DirectUnrecorded,
     /// Weir, as it is unless configured; only when asked for.
     Auto,
     /// The command of `--peer-cmd`.
@@ -83,7 +91,12 @@ pub(crate) type Key = (Path, Case, Metric, SystemKind);
 impl Case {
     /// Whether it is measured in each round; the others are once, at the end.
     pub(crate) const fn in_rounds(self) -> bool {
-        !matches!(self, Self::Programs | Self::Memory | Self::Control)
+        !matches!(self, Self::Programs | Self::Memory) && !self.is_alone()
+    }
+
+    /// Whether nothing else is measured in the same run.
+    pub(crate) const fn is_alone(self) -> bool {
+        matches!(self, Self::Control | Self::Flows)
     }
 }
 
@@ -106,8 +119,10 @@ impl SystemKind {
             Self::None => "none",
             Self::Mtls => "mtls",
             Self::MtlsLoaded => "mtls-loaded",
+            Self::MtlsUnrecorded => "mtls-unrecorded",
             Self::Direct => "direct",
             Self::DirectLoaded => "direct-loaded",
+            Self::DirectUnrecorded => "direct-unrecorded",
             Self::Auto => "auto",
             Self::Peer => "peer",
         }
@@ -120,11 +135,25 @@ impl SystemKind {
 
     /// Whether pods of one node shall be connected straight.
     pub(crate) const fn is_direct(self) -> bool {
-        matches!(self, Self::Direct | Self::DirectLoaded)
+        matches!(self, Self::Direct | Self::DirectLoaded | Self::DirectUnrecorded)
     }
 
     pub(crate) const fn is_loaded(self) -> bool {
         matches!(self, Self::MtlsLoaded | Self::DirectLoaded)
+    }
+
+    /// Whether its agents record flows.
+    pub(crate) const fn records(self) -> bool {
+        !matches!(self, Self::MtlsUnrecorded | Self::DirectUnrecorded)
+    }
+
+    /// The same without records.
+    pub(crate) const fn unrecorded(self) -> Option<Self> {
+        match self {
+            Self::Mtls => Some(Self::MtlsUnrecorded),
+            Self::Direct => Some(Self::DirectUnrecorded),
+            _ => None,
+        }
     }
 
     pub(crate) const fn is_weir(self) -> bool {
@@ -143,8 +172,8 @@ impl SystemKind {
     /// What the agents are told about pods of one node.
     pub(crate) const fn same_node(self) -> Option<SameNodeMode> {
         match self {
-            Self::Mtls | Self::MtlsLoaded => Some(SameNodeMode::Mtls),
-            Self::Direct | Self::DirectLoaded => Some(SameNodeMode::Direct),
+            Self::Mtls | Self::MtlsLoaded | Self::MtlsUnrecorded => Some(SameNodeMode::Mtls),
+            Self::Direct | Self::DirectLoaded | Self::DirectUnrecorded => Some(SameNodeMode::Direct),
             Self::None | Self::Auto | Self::Peer => None,
         }
     }

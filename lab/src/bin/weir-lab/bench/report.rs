@@ -174,7 +174,8 @@ pub(super) fn rounded(value: f64) -> String {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The one in the middle.
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

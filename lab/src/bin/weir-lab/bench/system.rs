@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde_json::json;
 use weir_lab::{Agent, Lab, PATIENCE, Pod, PodSpec, Process, Spawn as _, cgroup, config::SameNodeMode, poll};
 use weir_types::FlowPath;
 
@@ -80,6 +81,9 @@ impl System {
                     }
                     if kind.is_loaded() {
                         load::add(config);
+                    }
+                    if !kind.records() {
+                        config.flows = Some(json!({ "record": false }));
                     }
                 })?;
             }
@@ -160,7 +164,8 @@ impl System {
                 Ok(done.status.success().then_some(()))
             })?;
         }
-        let Some(agent) = self.agents.first() else {
+        // What records nothing has nothing to tell of the way either.
+        let Some(agent) = self.agents.first().filter(|_| self.kind.records()) else {
             return Ok(());
         };
         let flow = |what: &str, path: Path, travels: FlowPath| {
@@ -240,7 +245,7 @@ fn group(pid: u32) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse().ok()
 }
 
-fn resident(pid: u32) -> Result<u64> {
+pub(super) fn resident(pid: u32) -> Result<u64> {
     let status =
         fs::read_to_string(format!("/proc/{pid}/status")).context("a process of the mesh has ended")?;
     let line = status

@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use weir_lab::poll;
 
 use super::{
+    super::figures::Figure,
     Narrator, PATIENCE, Stage,
     plan::{Ask, Received, now},
-    table::Figure,
 };
 
 /// Ten changes a second.
