@@ -9,6 +9,8 @@ use k8s_openapi::{
 
 /// The label or annotation that switches a namespace or a pod.
 pub(crate) const SWITCH: &str = "weir.dev/mesh";
+/// The label of the root namespace that switches all pods of which nothing else is said: `observe`.
+pub(crate) const DEFAULT_SWITCH: &str = "weir.dev/mesh-default";
 /// Istio's, which counts where ours is absent.
 pub(crate) const ISTIO_SWITCH: &str = "istio.io/dataplane-mode";
 /// The annotation of pods that are in the mesh.
@@ -59,15 +61,30 @@ impl Switch {
         let meta = &namespace.metadata;
         Self::of(meta.labels.as_ref()).or_else(|| Self::of(meta.annotations.as_ref()))
     }
+
+    /// What the root namespace says of all pods: its label, else its annotation.
+    pub(crate) fn of_mesh(root: &Namespace) -> Option<Self> {
+        let texts = [&root.metadata.labels, &root.metadata.annotations];
+        let mut texts = texts.into_iter().flatten();
+        texts
+            .any(|texts| texts.get(DEFAULT_SWITCH).is_some_and(|text| text == "observe"))
+            .then_some(Self::Observe)
+    }
 }
 
 /// A value of our switch that nobody knows, in labels or annotations.
 pub(crate) fn unknown_value(meta: &ObjectMeta) -> Option<&str> {
+    values(meta, SWITCH).find(|value| !matches!(*value, "enabled" | "observe" | "disabled"))
+}
+
+/// A value of the mesh's switch that says nothing, in labels or annotations of a namespace.
+pub(crate) fn useless_default(meta: &ObjectMeta, is_root: bool) -> Option<&str> {
+    values(meta, DEFAULT_SWITCH).find(|value| *value != "observe" || !is_root)
+}
+
+fn values<'a>(meta: &'a ObjectMeta, name: &str) -> impl Iterator<Item = &'a str> {
     let texts = [&meta.labels, &meta.annotations].into_iter().flatten();
-    let mut values = texts.filter_map(|texts| texts.get(SWITCH));
-    values
-        .find(|value| !matches!(value.as_str(), "enabled" | "observe" | "disabled"))
-        .map(String::as_str)
+    texts.filter_map(move |texts| texts.get(name).map(String::as_str))
 }
 
 /// An annotation.
@@ -126,6 +143,8 @@ mod tests {
             json!({"weir.dev/mesh": "Enabled", "istio.io/dataplane-mode": "ambient"}),
             json!({"istio.io/dataplane-mode": "ambient"}),
             json!({"istio.io/dataplane-mode": "none"}),
+            json!({"weir.dev/mesh-default": "observe"}),
+            json!({"weir.dev/mesh-default": "enabled"}),
         ];
         let same = |own: Option<Switch>, theirs: Option<control::Switch>| {
             assert_eq!(format!("{own:?}"), format!("{theirs:?}"));
@@ -136,6 +155,7 @@ mod tests {
                 let namespace: Namespace = parsed(&json!({"metadata": meta}));
                 let theirs = control::Namespace::parse(&namespace.metadata);
                 same(Switch::of_namespace(&namespace), theirs.switch);
+                same(Switch::of_mesh(&namespace), theirs.mesh_default);
                 let pod: Pod =
                     parsed(&json!({"metadata": meta, "spec": {"containers": [], "nodeName": "n"}}));
                 same(Switch::of_pod(&pod), control::Pod::parse(&pod).unwrap().switch);

@@ -124,6 +124,8 @@ pub struct Endpoint {
 pub struct Namespace {
     /// Its switch.
     pub switch: Option<Switch>,
+    /// What it says of the whole mesh, if it is the root namespace.
+    pub mesh_default: Option<Switch>,
 }
 
 /// A node.

@@ -262,9 +262,11 @@ impl Namespace {
     #[must_use]
     pub fn parse(meta: &ObjectMeta) -> Self {
         let texts = [&meta.labels, &meta.annotations].into_iter().flatten();
-        let mut switches = texts.filter_map(|texts| Switch::of(texts).ok().flatten());
+        let mut switches = texts.clone().filter_map(|texts| Switch::of(texts).ok().flatten());
+        let mut defaults = texts.filter_map(Switch::default_of);
         Self {
             switch: switches.next(),
+            mesh_default: defaults.next(),
         }
     }
 }

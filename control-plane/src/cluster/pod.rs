@@ -7,6 +7,11 @@ pub const SWITCH: &str = "weir.dev/mesh";
 /// Istio's, understood as an alias: `ambient` is `enabled`, `none` is `disabled`.
 pub const ISTIO_SWITCH: &str = "istio.io/dataplane-mode";
 
+/// The label of the root namespace that says what holds for pods where neither they nor their namespaces say anything:
+/// `observe`, or nothing. That all pods of a cluster are in the mesh is not to be had by one label: it would hold back those
+/// that the cluster itself needs.
+pub const DEFAULT_SWITCH: &str = "weir.dev/mesh-default";
+
 /// What an operator wants of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Switch {
@@ -28,6 +33,13 @@ pub enum NotEnrolled {
 }
 
 impl Switch {
+    /// What a namespace's labels, or annotations, say of the whole mesh, if it is the root namespace.
+    #[must_use]
+    pub fn default_of(texts: &BTreeMap<String, String>) -> Option<Self> {
+        let text = texts.get(DEFAULT_SWITCH)?;
+        (text == "observe").then_some(Self::Observe)
+    }
+
     /// What labels, or annotations, say; ours over Istio's. An unknown value of ours is an error: it may be a mistyped
     /// `enabled`.
     ///
@@ -50,10 +62,10 @@ impl Switch {
     }
 }
 
-/// What holds for a pod: its own switch, else its namespace's, else nothing is done.
+/// What holds for a pod: its own switch, else its namespace's, else the mesh's, else nothing is done.
 #[must_use]
-pub fn live_switch(pod: Option<Switch>, namespace: Option<Switch>) -> Switch {
-    pod.or(namespace).unwrap_or(Switch::Disabled)
+pub fn live_switch(pod: Option<Switch>, namespace: Option<Switch>, mesh: Option<Switch>) -> Switch {
+    pod.or(namespace).or(mesh).unwrap_or(Switch::Disabled)
 }
 
 impl fmt::Display for NotEnrolled {
@@ -95,8 +107,26 @@ mod tests {
     #[test]
     fn a_pods_own_switch_wins() {
         let namespace = Some(Switch::Enabled);
-        assert_eq!(live_switch(Some(Switch::Disabled), namespace), Switch::Disabled);
-        assert_eq!(live_switch(None, namespace), Switch::Enabled);
-        assert_eq!(live_switch(None, None), Switch::Disabled);
+        let mesh = Some(Switch::Observe);
+        assert_eq!(
+            live_switch(Some(Switch::Disabled), namespace, mesh),
+            Switch::Disabled
+        );
+        assert_eq!(live_switch(None, namespace, mesh), Switch::Enabled);
+        assert_eq!(live_switch(None, None, mesh), Switch::Observe);
+        assert_eq!(live_switch(None, None, None), Switch::Disabled);
+    }
+
+    #[test]
+    fn the_whole_mesh_is_observed_or_nothing_is_said() {
+        for (text, expected) in [
+            ("observe", Some(Switch::Observe)),
+            ("enabled", None),
+            ("disabled", None),
+            ("", None),
+        ] {
+            let texts = [(DEFAULT_SWITCH.to_owned(), text.to_owned())].into();
+            assert_eq!(Switch::default_of(&texts), expected, "{text}");
+        }
     }
 }

@@ -261,7 +261,11 @@ impl Compiler {
                     touched
                         .pods
                         .extend(self.pods_of_namespace.get(&name).into_iter().flatten().cloned());
+                    let before = self.mesh_default();
                     replace(&mut self.namespaces, name, namespace);
+                    if self.mesh_default() != before {
+                        touched.pods.extend(self.pods.keys().cloned());
+                    }
                 }
             }
             Event::Node(name, node) => {
@@ -355,7 +359,12 @@ impl Compiler {
             .namespaces
             .get(&name.namespace)
             .and_then(|namespace| namespace.switch);
-        live_switch(pod.switch, namespace)
+        live_switch(pod.switch, namespace, self.mesh_default())
+    }
+
+    /// What holds where neither a pod nor its namespace says anything.
+    fn mesh_default(&self) -> Option<Switch> {
+        self.namespaces.get(&*self.settings.root_namespace)?.mesh_default
     }
 
     /// A pod's resources.

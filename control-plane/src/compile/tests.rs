@@ -176,8 +176,9 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         2 => (name(&SERVICES), option::weighted(0.8, service())).prop_map(|(name, s)| Event::Service(name, s)),
         4 => (name(&["e1", "e2"]), option::weighted(0.8, slice())).prop_map(|(name, s)| Event::EndpointSlice(name, s)),
-        2 => (select(&NAMESPACES[..]), switch())
-            .prop_map(|(name, switch)| Event::Namespace(name.into(), Some(Namespace { switch }))),
+        2 => (select(&NAMESPACES[..]), switch(), option::of(Just(Switch::Observe))).prop_map(
+            |(name, switch, mesh_default)| Event::Namespace(name.into(), Some(Namespace { switch, mesh_default })),
+        ),
         1 => (select(&NODES[..]), option::weighted(0.9, node)).prop_map(|(name, node)| Event::Node(name.into(), node)),
         1 => (name(&["x"]), any::<bool>()).prop_map(|(name, there)| Event::ServiceAccount(name, there)),
         1 => (api(), name(&["w"]), option::weighted(0.8, authorization())).prop_map(|(api, name, read)| {

@@ -51,6 +51,7 @@ pub(super) async fn collect(
     let client = || cluster.client.clone();
     let mut collected = Collected {
         cluster: cluster.name.clone(),
+        root: cluster.namespace.clone(),
         api_server: version.git_version,
         now,
         ..Collected::default()
@@ -196,7 +197,7 @@ fn observed(collected: &Collected) -> HashSet<(String, String)> {
             .namespaces
             .get(&namespace)
             .and_then(Switch::of_namespace);
-        let switch = Switch::of_pod(pod).or(own);
+        let switch = Switch::of_pod(pod).or(own).or(collected.mesh_default());
         (switch == Some(Switch::Observe)).then(|| (namespace, pod.name_any()))
     });
     pods.collect()

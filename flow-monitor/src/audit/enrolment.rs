@@ -49,7 +49,7 @@ pub(super) fn enrolment(collected: &Collected, concerns: &impl Fn(&str) -> bool)
         };
         let own = collected.namespaces.get(namespace).and_then(Switch::of_namespace);
         let name = pod.name_any();
-        match Switch::of_pod(pod).or(own) {
+        match Switch::of_pod(pod).or(own).or(collected.mesh_default()) {
             _ if is_enrolled(pod) => enrolment.enrolled.push(name),
             Some(Switch::Enabled) => {
                 let why = annotation(&pod.metadata, NOT_ENROLLED).unwrap_or(if is_host_network(pod) {

@@ -14,11 +14,14 @@ use super::{
     connections::{Connections, Way},
     enrolment::{Enrolment, enrolment, switched},
 };
+use crate::mesh::Switch;
 
 /// Everything that was read.
 #[derive(Debug, Default)]
 pub(crate) struct Collected {
     pub(crate) cluster: String,
+    /// The root namespace.
+    pub(crate) root: String,
     pub(crate) api_server: String,
     pub(crate) now: Timestamp,
     /// The image of weir-control, and its replicas that are ready.
@@ -32,6 +35,13 @@ pub(crate) struct Collected {
     pub(crate) connections: Connections,
     /// What could not be asked, and why.
     pub(crate) missing: Vec<Missing>,
+}
+
+impl Collected {
+    /// What is wanted of pods of which neither they nor their namespaces say anything.
+    pub(crate) fn mesh_default(&self) -> Option<Switch> {
+        self.namespaces.get(&self.root).and_then(Switch::of_mesh)
+    }
 }
 
 /// What an agent said.

@@ -211,6 +211,7 @@ fn collected() -> Collected {
     });
     Collected {
         cluster: "production".to_owned(),
+        root: "weir-system".to_owned(),
         api_server: "v1.34.0".to_owned(),
         now: "2026-01-02T00:30:00Z".parse().unwrap(),
         control_plane: Some(("weir/weir-control:0.1.0".to_owned(), 2)),

@@ -144,7 +144,7 @@ fn all(facts: &Facts, namespace: &str, now: Timestamp) -> Vec<Finding> {
         findings.push(Finding::ok("Weir", what));
     }
     if !failed("pods") {
-        findings.extend(pods::pods(namespaces, pods, installed));
+        findings.extend(pods::pods(namespaces, namespace, pods, installed));
     }
     findings
 }

@@ -7,16 +7,22 @@ use kube::ResourceExt as _;
 
 use super::finding::{Finding, count, named};
 use crate::mesh::{
-    NOT_ENROLLED, SWITCH, Switch, annotation, foreign_runtime, has_ended, is_enrolled, is_host_network,
-    is_wanted, unknown_value,
+    DEFAULT_SWITCH, NOT_ENROLLED, SWITCH, Switch, annotation, foreign_runtime, has_ended, is_enrolled,
+    is_host_network, is_wanted, unknown_value, useless_default,
 };
 
 const ABOUT: &str = "Pods";
 
 /// Pods that are in the mesh, and those that are not though they are meant to be. Before Weir is installed: how many
 /// would be.
-pub(crate) fn pods(namespaces: &BTreeMap<String, Namespace>, pods: &[Pod], installed: bool) -> Vec<Finding> {
+pub(crate) fn pods(
+    namespaces: &BTreeMap<String, Namespace>,
+    root: &str,
+    pods: &[Pod],
+    installed: bool,
+) -> Vec<Finding> {
     let mut findings = mistyped(namespaces, pods);
+    findings.extend(misplaced(namespaces, root));
     let mut enrolled = 0;
     let mut wanted = 0;
     let mut missing: Vec<String> = Vec::new();
@@ -123,6 +129,22 @@ fn mistyped(namespaces: &BTreeMap<String, Namespace>, pods: &[Pod]) -> Vec<Findi
         .collect()
 }
 
+/// Values of the mesh's switch that say nothing.
+fn misplaced(namespaces: &BTreeMap<String, Namespace>, root: &str) -> Option<Finding> {
+    let useless = namespaces.iter().filter_map(|(name, namespace)| {
+        let value = useless_default(&namespace.metadata, name == root)?;
+        Some(format!("{value} of namespace {name}"))
+    });
+    let useless: Vec<String> = useless.collect();
+    (!useless.is_empty()).then(|| {
+        Finding::warn(
+            ABOUT,
+            format!("{DEFAULT_SWITCH} says nothing: {}", named(&useless)),
+            format!("it is observe, on namespace {root} only; {SWITCH} is for single namespaces"),
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -169,13 +191,13 @@ mod tests {
             (Level::Warn, "shop/host: they use the network of their node"),
             (Level::Fail, "1 of 5 in the mesh; meant to be and not: shop/lost"),
         ];
-        assert_found(&pods(&shop("enabled"), &all, true), &expected);
+        assert_found(&pods(&shop("enabled"), "weir-system", &all, true), &expected);
         assert_found(
-            &pods(&shop("enabled"), &all[..1], true),
+            &pods(&shop("enabled"), "weir-system", &all[..1], true),
             &[(Level::Ok, "1 pod in the mesh")],
         );
         assert_found(
-            &pods(&shop("enabled"), &all[..2], false),
+            &pods(&shop("enabled"), "weir-system", &all[..2], false),
             &[(Level::Ok, "2 pods marked")],
         );
         let own = [pod(
@@ -184,16 +206,19 @@ mod tests {
             none(),
             none(),
         )];
-        assert_found(&pods(&shop("disabled"), &own, true), &[(Level::Fail, "shop/own")]);
         assert_found(
-            &pods(&shop("disabled"), &all[1..2], true),
+            &pods(&shop("disabled"), "weir-system", &own, true),
+            &[(Level::Fail, "shop/own")],
+        );
+        assert_found(
+            &pods(&shop("disabled"), "weir-system", &all[1..2], true),
             &[(Level::Ok, "0 pods")],
         );
     }
 
     #[test]
     fn a_mistyped_switch_is_told() {
-        let found = pods(&shop("Enabled"), &[], false);
+        let found = pods(&shop("Enabled"), "weir-system", &[], false);
         assert_found(
             &found,
             &[(
@@ -201,5 +226,26 @@ mod tests {
                 "weir.dev/mesh: Enabled is not understood, and says nothing: namespace shop",
             )],
         );
+    }
+
+    #[test]
+    fn a_switch_of_the_mesh_where_it_says_nothing_is_told() {
+        let of = |name: &str, value: &str| {
+            let meta = json!({"metadata": {"name": name, "labels": {"weir.dev/mesh-default": value}}});
+            (
+                name.to_owned(),
+                serde_json::from_value::<Namespace>(meta).unwrap(),
+            )
+        };
+        for (name, value, told) in [
+            ("weir-system", "observe", false),
+            ("weir-system", "enabled", true),
+            ("shop", "observe", true),
+        ] {
+            let found = pods(&[of(name, value)].into(), "weir-system", &[], false);
+            let what = format!("weir.dev/mesh-default says nothing: {value} of namespace {name}");
+            let expected = [(Level::Warn, what.as_str())];
+            assert_found(&found, if told { &expected } else { &[] });
+        }
     }
 }

@@ -25,7 +25,7 @@ use super::{
     Sandbox, state,
     verdict::{Known, Verdict, verdict},
 };
-use crate::{agent::Agent, netns::NetNsRef};
+use crate::{agent::Agent, mesh::WantedPod, netns::NetNsRef};
 
 /// Requests at once: every pod of a node may start with it, and those of one that are waiting are as many connections.
 const CLIENTS: usize = 512;
@@ -213,7 +213,7 @@ fn check(agent: &Agent, about: &protocol::Sandbox) -> Response {
 fn known(agent: &Agent, about: &protocol::Sandbox, cookie: Option<u64>) -> Known {
     let node = &agent.node;
     let mesh = node.mesh.load();
-    if let Some(workload) = mesh.told().get(&about.uid) {
+    if let Some(WantedPod { workload, observed }) = mesh.told().get(&about.uid) {
         let source = NetNsRef::Pod(about.uid.as_str().into());
         let local = mesh.local().get(workload).filter(|local| local.netns == source);
         let enrolled = local.is_some_and(|local| {
@@ -228,6 +228,7 @@ fn known(agent: &Agent, about: &protocol::Sandbox, cookie: Option<u64>) -> Known
             // What was enrolled before the agent took traffic is not captured by it yet.
             enrolled: enrolled && agent.unready().is_none(),
             problem: agent.enrolment.problems().remove(workload),
+            observed: *observed,
         };
     }
     let connected = agent
@@ -256,7 +257,7 @@ fn known(agent: &Agent, about: &protocol::Sandbox, cookie: Option<u64>) -> Known
         Some(workload) => Known::Outside {
             switch: about.switch,
             may_be_older: !workload.addresses.is_empty()
-                || mesh.told().values().any(|own| *own == workload.uid),
+                || mesh.told().values().any(|own| own.workload == workload.uid),
             is_namespace_enabled: state::is_enabled(&mesh, &about.namespace),
         },
     }

@@ -28,6 +28,8 @@ pub enum Known {
         enrolled: bool,
         /// Why not.
         problem: Option<String>,
+        /// Whether its connections are only recorded.
+        observed: bool,
     },
     /// There is a workload of its name, and no word that it is to be enrolled.
     Outside {
@@ -67,6 +69,8 @@ pub fn verdict(known: &Known, stable_for: Duration) -> Verdict {
             Verdict::Wait("the control plane has not told weir-agent of the pod yet: it is tried again".to_owned())
         }
         Known::Wanted { enrolled: true, .. } => Verdict::Enrolled,
+        // Worth a moment, so that its first connections are recorded; not that it does not start.
+        Known::Wanted { observed: true, .. } if stable_for >= SETTLE_DOUBTFUL => Verdict::NotInMesh,
         Known::Wanted { problem, .. } => Verdict::Wait(match problem {
             Some(problem) => format!("the pod cannot be enrolled: {problem}"),
             None => "the pod is not enrolled yet: it is tried again".to_owned(),
@@ -109,6 +113,12 @@ mod tests {
         let wanted = |enrolled| Known::Wanted {
             enrolled,
             problem: None,
+            observed: false,
+        };
+        let observed = |enrolled, problem| Known::Wanted {
+            enrolled,
+            problem,
+            observed: true,
         };
         let nothing = |away| Known::Nothing { away };
         let never = Duration::from_secs(3600);
@@ -116,6 +126,11 @@ mod tests {
         let cases = [
             (wanted(true), Some((Duration::ZERO, Verdict::Enrolled))),
             (wanted(false), None),
+            (observed(true, None), Some((Duration::ZERO, Verdict::Enrolled))),
+            (
+                observed(false, Some("no memory".to_owned())),
+                Some((SETTLE_DOUBTFUL, Verdict::NotInMesh)),
+            ),
             (Known::Unheard, None),
             (nothing(Away::Wait), None),
             (nothing(Away::Unknown), None),

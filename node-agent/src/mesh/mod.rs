@@ -24,6 +24,15 @@ use policies::PolicySource;
 pub use received::{PodSource, Received, Update, WorkloadSource};
 pub use service::{Backend, Service, ServiceSource};
 
+/// What a control plane said of a pod that is to be enrolled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedPod {
+    /// Uid of its workload.
+    pub workload: String,
+    /// Whether its connections are only recorded.
+    pub observed: bool,
+}
+
 /// All that is known of workloads, services and policies.
 #[derive(Debug, Default)]
 pub struct Mesh {
@@ -32,8 +41,8 @@ pub struct Mesh {
     services: HashMap<IpAddr, Arc<Service>>,
     local: BTreeMap<String, Arc<LocalPod>>,
     policies: Arc<PolicySource>,
-    /// Workloads of the pods that are to be enrolled here, by the pods' uids: known whether or not their workloads are.
-    told: BTreeMap<String, String>,
+    /// Pods that are to be enrolled here, by their own uids: known whether or not their workloads are.
+    told: BTreeMap<String, WantedPod>,
     node: String,
     version: u32,
     generation: u32,
@@ -303,9 +312,9 @@ impl Mesh {
         &self.local
     }
 
-    /// The workloads of the pods that a control plane wants enrolled here, by the pods' uids. Some of them may not be known.
+    /// The pods that a control plane wants enrolled here, by their own uids. Some of their workloads may not be known.
     #[must_use]
-    pub fn told(&self) -> &BTreeMap<String, String> {
+    pub fn told(&self) -> &BTreeMap<String, WantedPod> {
         &self.told
     }
 

@@ -11,7 +11,9 @@ use std::{
 use weir_policy::{Authorization, Policies};
 use weir_types::{About, Identity};
 
-use super::{Change, LocalPod, Mesh, PolicySource, Service, ServiceSource, Workload, service::Endpoint};
+use super::{
+    Change, LocalPod, Mesh, PolicySource, Service, ServiceSource, WantedPod, Workload, service::Endpoint,
+};
 use crate::{
     config::{SameNodeConfig, TunnelProtocol},
     netns::NetNsRef,
@@ -198,7 +200,10 @@ impl Received {
         }
         let told = self.pods.iter();
         mesh.told = told
-            .map(|(uid, pod)| (uid.clone(), pod.workload.clone()))
+            .map(|(uid, pod)| {
+                let (workload, observed) = (pod.workload.clone(), pod.observed);
+                (uid.clone(), WantedPod { workload, observed })
+            })
             .collect();
         self.put(&mut mesh, &touched);
         let change = if mesh.decides_otherwise_than(previous) {

@@ -33,7 +33,20 @@ impl Cluster {
 
     /// Sets or takes away a namespace's switch.
     pub fn switch(&self, namespace: &str, switch: Option<&str>) {
-        let patch = json!({ "metadata": { "labels": { "weir.dev/mesh": switch } } });
+        self.label(namespace, "weir.dev/mesh", switch);
+    }
+
+    /// Has all pods observed of which nothing else is said, or not any more.
+    pub fn observe_all(&self, observe: bool) {
+        self.label(
+            "weir-system",
+            "weir.dev/mesh-default",
+            observe.then_some("observe"),
+        );
+    }
+
+    fn label(&self, namespace: &str, label: &str, value: Option<&str>) {
+        let patch = json!({ "metadata": { "labels": { label: value } } });
         let namespace = namespace.to_owned();
         self.block(async move |client| {
             let namespaces: Api<Namespace> = Api::all(client);
