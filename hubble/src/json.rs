@@ -5,7 +5,7 @@ use prost_reflect::{DeserializeOptions, DynamicMessage, SerializeOptions};
 use weir_proto::observer::{GetFlowsResponse, get_flows_response::ResponseTypes};
 use weir_types::Flow;
 
-use crate::{Origin, reflect, to_hubble};
+use crate::{Origin, form::anybodys, reflect, to_hubble};
 
 const RESPONSE: &str = "observer.GetFlowsResponse";
 
@@ -25,6 +25,7 @@ pub enum JsonError {
 /// # Errors
 /// When an extension is of a type that is not known.
 pub fn to_line(response: &GetFlowsResponse) -> Result<String, JsonError> {
+    let response = anybodys(response.clone());
     let message = DynamicMessage::decode(reflect::message(RESPONSE), &*response.encode_to_vec())?;
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::new(&mut bytes);

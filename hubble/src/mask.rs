@@ -117,6 +117,40 @@ mod tests {
     }
 
     #[test]
+    fn the_fields_that_hubbles_command_line_asks_for_are_all_there() {
+        // Those that it names for its `compact`, `dict` and `table` output.
+        let all = [
+            "time",
+            "source.identity",
+            "source.namespace",
+            "source.pod_name",
+            "destination.identity",
+            "destination.namespace",
+            "destination.pod_name",
+            "source_service",
+            "destination_service",
+            "l4",
+            "IP",
+            "ethernet",
+            "l7",
+            "Type",
+            "node_name",
+            "is_reply",
+            "event_type",
+            "verdict",
+            "Summary",
+            "tunnel",
+            "file",
+            "ip_trace_id",
+            "interface",
+            "debug_capture_point",
+            "policy_log",
+            "aggregate",
+        ];
+        Mask::new(&paths(&all)).unwrap();
+    }
+
+    #[test]
     fn a_path_to_nowhere_is_refused() {
         for path in [
             "",

@@ -81,7 +81,7 @@ fn connect(from: &weir_lab::Pod, to: &weir_lab::Pod, port: u16) -> Value {
 #[track_caller]
 fn one<'a>(all: &'a [Value], event: &str, port: u16, direction: &str) -> &'a Value {
     let is_it = |flow: &&Value| {
-        flow["extensions"]["event"] == event
+        flow["extensions"]["value"]["event"] == event
             && flow["l4"]["TCP"]["destination_port"] == port
             && flow["traffic_direction"] == direction
     };
@@ -205,7 +205,7 @@ fn another_client_sees_the_traffic_that_there_was() {
         "{failed:?}"
     );
     let failed = one(&failed, "EVENT_REFUSED", 7002, "EGRESS");
-    assert_eq!(failed["extensions"]["reason"], "connection_refused");
+    assert_eq!(failed["extensions"]["value"]["reason"], "connection_refused");
 
     // `weir flows` says the same, line by line.
     for agent in 0..2 {

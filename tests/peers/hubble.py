@@ -17,7 +17,7 @@ from google.protobuf import json_format
 # Seconds that a call may take which does not follow.
 PATIENCE = 20
 
-MESSAGES = messages("observer/observer.proto", "peer/peer.proto", "weir/flow/v1/details.proto")
+MESSAGES = messages("observer/observer.proto", "peer/peer.proto", "google/protobuf/struct.proto")
 CALLS = {
     "flows": ("/observer.Observer/GetFlows", "observer.GetFlows", True),
     "status": ("/observer.Observer/ServerStatus", "observer.ServerStatus", False),

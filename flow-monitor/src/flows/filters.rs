@@ -24,18 +24,21 @@ struct Flag {
     short: Option<char>,
     value: &'static str,
     help: &'static str,
+    /// What is meant where no value stands: then none may.
+    alone: Option<&'static str>,
     /// One filter for each of these: an option for either end makes two.
     adds: &'static [Add],
 }
 
 macro_rules! flags {
-    ($($name:literal $([$alias:literal])? $(short $short:literal)? $value:literal, $help:literal => $($add:expr),+;)*) => {
+    ($($name:literal $([$alias:literal])? $(short $short:literal)? $(alone $alone:literal)? $value:literal, $help:literal => $($add:expr),+;)*) => {
         const FLAGS: &[Flag] = &[$(Flag {
             name: $name,
             alias: { let alias: &[&str] = &[$($alias)?]; if alias.is_empty() { None } else { Some(alias[0]) } },
             short: { let short: &[char] = &[$($short)?]; if short.is_empty() { None } else { Some(short[0]) } },
             value: $value,
             help: $help,
+            alone: { let alone: &[&str] = &[$($alone)?]; if alone.is_empty() { None } else { Some(alone[0]) } },
             adds: &[$($add),+],
         }),*];
     };
@@ -70,6 +73,13 @@ flags! {
     "from-workload" "WORKLOAD", "Only flows from this workload" => text!(source_workload, values::workload);
     "to-workload" "WORKLOAD", "Only flows to this workload" => text!(destination_workload, values::workload);
     "to-service" ["service"] "SERVICE", "Only flows to this service: NAME or NAMESPACE/NAME" => text!(destination_service, values::pod);
+    "from-service" "SERVICE", "Only flows from this service; Weir's own records name none" => text!(source_service, values::pod);
+    "fqdn" "NAME", "Only flows with this DNS name at either end; '*' stands for any part. Weir's own records name none" => text!(source_fqdn), text!(destination_fqdn);
+    "from-fqdn" "NAME", "Only flows from this DNS name" => text!(source_fqdn);
+    "to-fqdn" "NAME", "Only flows to this DNS name" => text!(destination_fqdn);
+    "cluster" "NAME", "Only flows with this cluster at either end" => text!(source_cluster_name), text!(destination_cluster_name);
+    "from-cluster" "NAME", "Only flows from this cluster" => text!(source_cluster_name);
+    "to-cluster" "NAME", "Only flows to this cluster" => text!(destination_cluster_name);
     "ip" "ADDRESS", "Only flows with this address, or range, at either end" => text!(source_ip), text!(destination_ip);
     "from-ip" "ADDRESS", "Only flows from this address or range" => text!(source_ip);
     "to-ip" "ADDRESS", "Only flows to this address or range" => text!(destination_ip);
@@ -87,10 +97,15 @@ flags! {
     "ip-version" "VERSION", "Only flows of this version of IP: v4, v6" => text!(ip_version, values::ip_version);
     "tcp-flags" "FLAGS", "Only flows with these flags of TCP, as syn or syn,ack" => text!(tcp_flags, values::tcp_flags);
     "node-name" "PATTERN", "Only flows that these nodes recorded; '*' stands for any part of a name" => text!(node_name);
+    "node-label" "SELECTOR", "Only flows that nodes with labels like these recorded" => text!(node_labels);
+    "encrypted" alone "true" "", "Only flows that were encrypted on their way" => text!(encrypted, values::yes);
+    "unencrypted" alone "true" "", "Only flows that were not encrypted on their way" => text!(encrypted, values::no);
     "uuid" "UUID", "Only the flow with this id" => text!(uuid);
     "http-status" "CODE", "Only flows of HTTP with this status, as 404 or 4+" => text!(http_status_code);
     "http-method" "METHOD", "Only flows of HTTP with this method" => text!(http_method);
     "http-path" "PATTERN", "Only flows of HTTP whose path matches this regular expression" => text!(http_path);
+    "http-url" "PATTERN", "Only flows of HTTP whose URL matches this regular expression" => text!(http_url);
+    "http-header" "KEY:VALUE", "Only flows of HTTP with this header" => text!(http_header, values::header);
     "trace-id" "ID", "Only flows of this trace" => text!(trace_id);
 }
 
@@ -107,6 +122,9 @@ impl Args for Filters {
                 .help(flag.help)
                 .help_heading(HEADING)
                 .action(ArgAction::Append);
+            if let Some(alone) = flag.alone {
+                arg = arg.num_args(0).default_missing_value(alone);
+            }
             if let Some(alias) = flag.alias {
                 arg = arg.visible_alias(alias);
             }

@@ -71,7 +71,11 @@ impl ServerOptions {
         &self,
         request: GetFlowsRequest,
     ) -> anyhow::Result<Streaming<GetFlowsResponse>> {
-        let answer = self.client().await?.get_flows(request).await;
+        let answer = self
+            .client()
+            .await?
+            .get_flows(weir_hubble::form::own(request))
+            .await;
         Ok(answer
             .map_err(|status| crate::agent::refusal(&status))?
             .into_inner())

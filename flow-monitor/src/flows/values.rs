@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{Timestamp, civil, tz::TimeZone};
 use weir_proto::flow::{
-    DropReason, EventTypeFilter, IpVersion, TcpFlags, TrafficDirection, Verdict, Workload,
+    DropReason, EventTypeFilter, HttpHeader, IpVersion, TcpFlags, TrafficDirection, Verdict, Workload,
 };
 
 /// A pod or service: a name alone is one of any namespace.
@@ -87,6 +87,28 @@ pub(super) fn event_type(text: &str) -> Result<EventTypeFilter, String> {
         match_sub_type: sub_type.is_some(),
         sub_type: sub_type.unwrap_or_default(),
     })
+}
+
+/// For options without a value.
+#[allow(clippy::unnecessary_wraps, reason = "as all others")]
+pub(super) fn yes(_: &str) -> Result<bool, String> {
+    Ok(true)
+}
+
+/// For options without a value that mean the contrary.
+#[allow(clippy::unnecessary_wraps, reason = "as all others")]
+pub(super) fn no(_: &str) -> Result<bool, String> {
+    Ok(false)
+}
+
+pub(super) fn header(text: &str) -> Result<HttpHeader, String> {
+    match text.split_once(':') {
+        Some((key, value)) if !key.is_empty() => Ok(HttpHeader {
+            key: key.to_owned(),
+            value: value.trim_start().to_owned(),
+        }),
+        _ => Err("expected KEY:VALUE".to_owned()),
+    }
 }
 
 pub(super) fn direction(text: &str) -> Result<i32, String> {

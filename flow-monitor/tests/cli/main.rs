@@ -10,6 +10,7 @@ mod advise;
 mod agents;
 mod audit;
 mod check;
+mod flows;
 mod install;
 mod migrate;
 mod observer;

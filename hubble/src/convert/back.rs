@@ -2,17 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use prost::Message as _;
-use weir_proto::{
-    flow as hubble,
-    weir::flow::v1::{self as own, Details},
-};
+use weir_proto::{flow as hubble, weir::flow::v1 as own};
 use weir_types::{
     About, Flow, FlowEvent, FlowPath, FlowPeer, FlowTrace, FlowVerdict, PolicyMatch, Process, Reason,
     TrafficDirection, WorkloadName,
 };
 
-use super::DETAILS;
+use crate::form::details;
 
 /// The record as Weir has it; `None` if it is not one of a TCP connection. Of records that are not Weir's own, what only the
 /// details say is missing.
@@ -120,13 +116,6 @@ fn trace(flow: &hubble::Flow, span: &own::Span) -> Option<FlowTrace> {
         parent_span_id: span.parent_span_id.parse().ok(),
         sampled: span.sampled,
     })
-}
-
-/// What only Weir's records have; `None` for those of others.
-#[must_use]
-pub(super) fn details(flow: &hubble::Flow) -> Option<Details> {
-    let any = flow.extensions.as_ref().filter(|any| any.type_url == DETAILS)?;
-    Details::decode(any.value.clone()).ok()
 }
 
 fn peer(endpoint: Option<&hubble::Endpoint>, address: SocketAddr, identity: &str) -> FlowPeer {

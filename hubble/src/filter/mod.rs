@@ -69,6 +69,8 @@ enum Test {
     Node(Vec<NodePattern>),
     IpVersion(Vec<i32>),
     Trace(Vec<String>),
+    IpTrace(Vec<u64>),
+    Encrypted(Vec<bool>),
     Code(Vec<Code>),
     Method(Vec<String>),
     Path(Vec<Regex>),
@@ -98,8 +100,9 @@ enum Protocol {
     Sctp,
     Http,
     Dns,
-    /// One that Hubble knows and no record here is of.
-    Other,
+    Kafka,
+    Vrrp,
+    Igmp,
 }
 
 /// A status of HTTP: all of it, or its beginning.
@@ -174,7 +177,7 @@ impl End {
             Layer4::Tcp(tcp) => (tcp.source_port, tcp.destination_port),
             Layer4::Udp(udp) => (udp.source_port, udp.destination_port),
             Layer4::Sctp(sctp) => (sctp.source_port, sctp.destination_port),
-            Layer4::IcmPv4(_) | Layer4::IcmPv6(_) => return None,
+            Layer4::IcmPv4(_) | Layer4::IcmPv6(_) | Layer4::Vrrp(_) | Layer4::Igmp(_) => return None,
         };
         Some(match self {
             Self::Source => source,
@@ -263,6 +266,11 @@ impl Test {
                     .and_then(|context| context.parent.as_ref());
                 parent.is_some_and(|parent| all.contains(&parent.trace_id))
             }
+            Self::IpTrace(all) => {
+                let own = flow.ip_trace_id.as_ref();
+                own.is_some_and(|own| all.contains(&own.trace_id))
+            }
+            Self::Encrypted(all) => flow.ip.as_ref().is_some_and(|ip| all.contains(&ip.encrypted)),
             Self::Code(all) => http(flow).is_some_and(|http| {
                 let own = http.code.to_string();
                 http.code != 0 && all.iter().any(|code| code.matches(&own))
@@ -299,7 +307,7 @@ impl Test {
 fn http(flow: &hubble::Flow) -> Option<&hubble::Http> {
     match flow.l7.as_ref()?.record.as_ref()? {
         hubble::layer7::Record::Http(http) => Some(http),
-        hubble::layer7::Record::Dns(_) => None,
+        hubble::layer7::Record::Dns(_) | hubble::layer7::Record::Kafka(_) => None,
     }
 }
 
@@ -337,7 +345,9 @@ impl Protocol {
             Self::Sctp => matches!(layer4, Some(Layer4::Sctp(_))),
             Self::Http => matches!(layer7, Some(Record::Http(_))),
             Self::Dns => matches!(layer7, Some(Record::Dns(_))),
-            Self::Other => false,
+            Self::Kafka => matches!(layer7, Some(Record::Kafka(_))),
+            Self::Vrrp => matches!(layer4, Some(Layer4::Vrrp(_))),
+            Self::Igmp => matches!(layer4, Some(Layer4::Igmp(_))),
         }
     }
 }

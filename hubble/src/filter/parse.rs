@@ -113,6 +113,18 @@ pub(super) fn filter(filter: &FlowFilter, budget: &mut Budget) -> Result<Vec<Tes
         Test::Trace,
     )?;
     tests.add(
+        "ip_trace_id",
+        &own.ip_trace_id,
+        |number| Ok(*number),
+        Test::IpTrace,
+    )?;
+    tests.add(
+        "encrypted",
+        &own.encrypted,
+        |encrypted| Ok(*encrypted),
+        Test::Encrypted,
+    )?;
+    tests.add(
         "http_status_code",
         &own.http_status_code,
         |text| code(text),
@@ -322,7 +334,7 @@ macro_rules! small {
     };
 }
 
-small!(i32, u32, bool, hubble::EventTypeFilter, hubble::TcpFlags);
+small!(i32, u32, u64, bool, hubble::EventTypeFilter, hubble::TcpFlags);
 
 impl Bounded for hubble::Workload {
     fn bytes(&self) -> usize {
@@ -373,7 +385,9 @@ fn protocol(text: &str) -> Result<Protocol, String> {
         "sctp" => Protocol::Sctp,
         "http" => Protocol::Http,
         "dns" => Protocol::Dns,
-        "kafka" | "vrrp" | "igmp" => Protocol::Other,
+        "kafka" => Protocol::Kafka,
+        "vrrp" => Protocol::Vrrp,
+        "igmp" => Protocol::Igmp,
         _ => return Err(format!("'{text}' is no protocol that flows have")),
     })
 }

@@ -5,8 +5,8 @@ mod selectors;
 mod table;
 
 use weir_proto::flow::{
-    CiliumEventType, Dns, Endpoint, Flow, Http, HttpHeader, IcmPv4, IcmPv6, Ip, KnownFlowFilter, Layer4,
-    Layer7, Sctp, Service, Tcp, TcpFlags, TraceContext, TraceParent, Udp, Workload, layer4, layer7,
+    CiliumEventType, Dns, Endpoint, Flow, Http, HttpHeader, IcmPv4, IcmPv6, Ip, IpTraceId, KnownFlowFilter,
+    Layer4, Layer7, Sctp, Service, Tcp, TcpFlags, TraceContext, TraceParent, Udp, Workload, layer4, layer7,
 };
 
 use super::*;
@@ -37,6 +37,7 @@ fn flow() -> Flow {
             source: "10.0.0.1".to_owned(),
             destination: "fd00::2".to_owned(),
             ip_version: 2,
+            encrypted: true,
             ..Ip::default()
         }),
         l4: tcp(TcpFlags {
@@ -62,6 +63,10 @@ fn flow() -> Flow {
             parent: Some(TraceParent {
                 trace_id: "abc".to_owned(),
             }),
+        }),
+        ip_trace_id: Some(IpTraceId {
+            trace_id: 7,
+            ..IpTraceId::default()
         }),
         ..Flow::default()
     }

@@ -9,8 +9,10 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::Status;
+use tonic::{Request, Status};
 use weir_proto::{observer::GetFlowsResponse, peer::ChangeNotification};
+
+use crate::form;
 
 /// Responses that wait for a client to read them.
 const WAITING: usize = 128;
@@ -27,6 +29,8 @@ pub struct Answer {
     /// Why it ended early.
     problem: Arc<OnceLock<Status>>,
     ended: bool,
+    /// Whether Weir's own message is left in it.
+    is_own: bool,
     /// What it takes a share of, as long as it is read.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -57,6 +61,7 @@ impl Answer {
             responses,
             problem: problem.clone(),
             ended: false,
+            is_own: true,
             _permit: None,
         };
         let sink = Sink {
@@ -64,6 +69,12 @@ impl Answer {
             problem,
         };
         (sink, answer)
+    }
+
+    /// In the form that the request asks for.
+    pub(crate) fn for_request<T>(mut self, request: &Request<T>) -> Self {
+        self.is_own = form::wants_own(request);
+        self
     }
 
     /// Holds a permit as long as it is read.
@@ -81,6 +92,11 @@ impl Stream for Answer {
             return Poll::Ready(None);
         }
         if let Some(response) = ready!(self.responses.poll_recv(context)) {
+            let response = if self.is_own {
+                response
+            } else {
+                form::anybodys(response)
+            };
             return Poll::Ready(Some(Ok(response)));
         }
         self.ended = true;

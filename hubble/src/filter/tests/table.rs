@@ -1,6 +1,6 @@
 //! Every field of a filter, with values that match the flow and values that do not.
 
-use weir_proto::flow::{EventTypeFilter, NetworkInterface};
+use weir_proto::flow::{EventTypeFilter, Igmp, NetworkInterface, Vrrp};
 
 use super::*;
 
@@ -90,6 +90,8 @@ pub(super) fn rows() -> Vec<Row> {
         row!(node_name: ["cluster-*/"], ["default/", "other/worker-1.zone-a"]),
         row!(node_name: ["cluster-web-7d9-x/worker**"], ["cluster-web-7d9-x/other"]),
         row!(trace_id: ["abc"], ["ab", ""]),
+        row!(ip_trace_id: [7_u64, 8], [8_u64]),
+        row!(encrypted: [true], [false]),
     ]
 }
 
@@ -146,10 +148,12 @@ fn protocols_and_ports_are_those_of_the_layer_that_a_flow_has() {
         (sctp, "sctp", true),
         (Four(IcmPv4::default()), "icmpv4", false),
         (Six(IcmPv6::default()), "icmpv6", false),
+        (layer4::Protocol::Vrrp(Vrrp::default()), "vrrp", false),
+        (layer4::Protocol::Igmp(Igmp::default()), "igmp", false),
     ];
     for (protocol, own, has_ports) in table {
         let flow = of(protocol);
-        for name in ["tcp", "udp", "sctp", "icmpv4", "icmpv6"] {
+        for name in ["tcp", "udp", "sctp", "icmpv4", "icmpv6", "vrrp", "igmp", "kafka"] {
             let asked = filter(|filter| filter.protocol = texts(&[name]));
             assert_eq!(lets(&asked, &flow), name == own, "{name} of {own}");
         }
