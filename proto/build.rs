@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::Path};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "envoy/service/discovery/v3/ads.proto",
     "istio/workload/workload.proto",
     "istio/security/authorization.proto",
@@ -15,6 +15,7 @@ const FILES: [&str; 14] = [
     "peer/peer.proto",
     "relay/relay.proto",
     "weir/flow/v1/details.proto",
+    "weir/flow/v1/explain.proto",
     "weir/flows/v1/certificates.proto",
     "weir/node/v1/about.proto",
     "weir/node/v1/pod.proto",

@@ -14,9 +14,7 @@ use tokio::{
     time::timeout,
 };
 use tonic::{Streaming, transport::Channel};
-use weir_proto::observer::{
-    GetFlowsRequest, GetFlowsResponse, ServerStatusRequest, observer_client::ObserverClient,
-};
+use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse, ServerStatusRequest};
 use weir_types::api::{Request, Response};
 
 use crate::{cluster::AgentPod, target::Usage};
@@ -143,17 +141,18 @@ impl Agent {
         }
     }
 
-    /// A client of what serves its flows.
+    /// A channel to what serves its flows.
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub(crate) async fn observer(&self) -> anyhow::Result<ObserverClient<Channel>> {
+    pub(crate) async fn channel(&self) -> anyhow::Result<Channel> {
         let mut opened = self.connect().await?;
         let asking = async {
-            let mut client = weir_hubble::client::over(opened.stream).await?;
+            let channel = weir_hubble::client::channel(opened.stream).await?;
             // A port-forward is open before what it leads to is.
+            let mut client = weir_hubble::client::observer(channel.clone());
             client.server_status(ServerStatusRequest {}).await?;
-            anyhow::Ok(client)
+            anyhow::Ok(channel)
         };
         let asked = match timeout(SILENCE, asking).await {
             Ok(asked) => asked,
@@ -185,7 +184,8 @@ impl Agent {
         &self,
         request: GetFlowsRequest,
     ) -> anyhow::Result<Streaming<GetFlowsResponse>> {
-        let answer = self.observer().await?.get_flows(request).await;
+        let mut client = weir_hubble::client::observer(self.channel().await?);
+        let answer = client.get_flows(weir_hubble::form::own(request)).await;
         Ok(answer.map_err(|status| refusal(&status))?.into_inner())
     }
 

@@ -8,7 +8,6 @@ use std::{
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use weir_hubble::relay::{Connect, Nodes, Unreachable};
-use weir_proto::observer::observer_client::ObserverClient;
 
 use crate::{
     agent::{self, Agent},
@@ -89,14 +88,14 @@ impl Ways {
 }
 
 impl Connect for Ways {
-    async fn connect(&self, node: &str) -> Result<ObserverClient<Channel>, Unreachable> {
+    async fn connect(&self, node: &str) -> Result<Channel, Unreachable> {
         let way = self.all().get(node).cloned();
-        let client = match way {
-            Some(Way::Agent(agent)) => agent.observer().await,
-            Some(Way::Address(server)) => server.client().await,
+        let channel = match way {
+            Some(Way::Agent(agent)) => agent.channel().await,
+            Some(Way::Address(server)) => server.channel().await,
             None => Err(anyhow::anyhow!("it is gone")),
         };
-        client.map_err(|error| match error.downcast() {
+        channel.map_err(|error| match error.downcast() {
             // Whoever is told of it is told the node.
             Ok(agent::Unreachable::Node { why, .. }) => Unreachable(why),
             Ok(other) => Unreachable(other.to_string()),

@@ -1,14 +1,16 @@
 //! Flows as Hubble's tools know them: the record and its fields, filters, the observer that serves them, and a client of it.
 //!
 //! Names and numbers are those of Hubble's public API (`flow`, `observer`, `peer`). What it has no field for stands in a
-//! flow's `extensions` ([`weir_proto::weir::flow::v1::Details`]).
+//! flow's `extensions` ([`weir_proto::weir::flow::v1::Details`], in the form that [`form`] tells of).
 #![forbid(unsafe_code)]
 
 pub mod certificate;
 pub mod client;
 pub mod client_tls;
 pub mod convert;
+mod explain;
 pub mod filter;
+pub mod form;
 pub mod json;
 pub mod map;
 mod mask;

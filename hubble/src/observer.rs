@@ -16,7 +16,10 @@ use weir_proto::{
     peer::{ChangeNotification, NotifyRequest, peer_server::Peer},
     relay::NodeState,
 };
-use weir_types::Flow;
+use weir_types::{
+    Flow,
+    explain::{ExplainRequest, Explanation},
+};
 
 use crate::{Origin, window::Query};
 pub use answer::Answer;
@@ -46,6 +49,11 @@ pub trait Source: Send + Sync + 'static {
     fn lost(&self) -> u64;
     /// Who else serves, this node included.
     fn peers(&self) -> watch::Receiver<Peers>;
+    /// What would become of a connection.
+    ///
+    /// # Errors
+    /// Why that cannot be said.
+    fn explain(&self, request: &ExplainRequest) -> Result<Explanation, String>;
 }
 
 /// One look at the records.
@@ -147,6 +155,10 @@ impl<S: Source> Server<S> {
         }
     }
 
+    pub(crate) fn source(&self) -> &S {
+        &self.source
+    }
+
     fn uptime(&self) -> u64 {
         let age = Timestamp::now().duration_since(self.source.started());
         u64::try_from(age.as_nanos()).unwrap_or_default()
@@ -188,6 +200,7 @@ impl<S: Source> Observer for Server<S> {
             return Err(Status::resource_exhausted("too many streams of flows are open"));
         };
         let (sink, answer) = Answer::new();
+        let answer = answer.for_request(&request);
         let source = self.source.clone();
         tokio::spawn(async move {
             stream::run(&*source, &query, &viewer, sink).await;

@@ -21,7 +21,10 @@ use tonic::{
         server::{Connected, Server as Grpc},
     },
 };
-use weir_proto::{observer::observer_server::ObserverServer, peer::peer_server::PeerServer};
+use weir_proto::{
+    observer::observer_server::ObserverServer, peer::peer_server::PeerServer,
+    weir::flow::v1::explainer_server::ExplainerServer,
+};
 
 use crate::{
     observer::{Server, Source, Viewer},
@@ -34,6 +37,8 @@ const CONNECTIONS: usize = 1024;
 const CALLS: u32 = 64;
 /// Most bytes of a request: filters of some thousand names.
 const MAX_REQUEST: usize = 1 << 20;
+/// Most bytes of a request to explain something: two names.
+const MAX_EXPLAIN: usize = 4 << 10;
 /// Most bytes of a request's headers.
 const MAX_HEADERS: u32 = 16 << 10;
 /// How often a silent connection is asked whether it is alive, and how long it may take to say so.
@@ -72,8 +77,9 @@ impl Connections {
     pub fn serve<S: Source>(source: Arc<S>) -> (Self, impl Future<Output = Result<(), Error>> + use<S>) {
         let server = Server::new(source);
         let peers = PeerServer::new(server.clone()).max_decoding_message_size(MAX_REQUEST);
+        let explainer = ExplainerServer::new(server.clone()).max_decoding_message_size(MAX_EXPLAIN);
         let observer = ObserverServer::new(server).max_decoding_message_size(MAX_REQUEST);
-        Self::of(Routes::new(peers).add_service(observer))
+        Self::of(Routes::new(peers).add_service(explainer).add_service(observer))
     }
 
     /// Serves what a relay's nodes have.

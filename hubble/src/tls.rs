@@ -82,6 +82,8 @@ pub struct TlsFiles {
 pub struct Tls {
     clients: BTreeMap<String, Viewer>,
     source: Source,
+    /// Whether clients are browsers: they are offered HTTP/1.1 only.
+    is_for_browsers: bool,
 }
 
 /// Where the certificate comes from.
@@ -124,6 +126,7 @@ impl Tls {
         Ok(Self {
             clients: viewers(&config.clients),
             source: Source::Files { files, made },
+            is_for_browsers: false,
         })
     }
 
@@ -136,7 +139,22 @@ impl Tls {
                 held,
                 made: Mutex::default(),
             },
+            is_for_browsers: false,
         }
+    }
+
+    /// The same for browsers, which show a certificate that their user chose.
+    #[must_use]
+    pub fn for_browsers(self) -> Self {
+        Self {
+            is_for_browsers: true,
+            ..self
+        }
+    }
+
+    /// What the clients may see that may ask at all.
+    pub(crate) fn viewers(&self) -> impl Iterator<Item = &Viewer> {
+        self.clients.values()
     }
 
     /// Waits until there is a certificate.
@@ -151,6 +169,14 @@ impl Tls {
 
     /// What accepts a client now.
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor, TlsError> {
+        let mut config = self.config()?;
+        if self.is_for_browsers {
+            Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
+        }
+        Ok(config.into())
+    }
+
+    fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
         // What they guard is whole after each statement, so a panic elsewhere does not spoil it.
         match &self.source {
             Source::Files { files, made } => {
@@ -168,7 +194,7 @@ impl Tls {
                         }
                     }
                 }
-                Ok(made.config.clone().into())
+                Ok(made.config.clone())
             }
             Source::Held { held, made } => {
                 let now = held.borrow().clone().ok_or(TlsError::NoCertificate)?;
@@ -177,14 +203,14 @@ impl Tls {
                 }
                 let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(made) = made.as_ref().filter(|made| Arc::ptr_eq(&made.of, &now)) {
-                    return Ok(made.config.clone().into());
+                    return Ok(made.config.clone());
                 }
                 let config = Arc::new(server(now.chain.clone(), now.key(), now.roots.clone())?);
                 *made = Some(Made {
                     config: config.clone(),
                     of: now,
                 });
-                Ok(config.into())
+                Ok(config)
             }
         }
     }

@@ -37,6 +37,8 @@ use find::Find;
 #[command(after_help = "Examples:\n  \
     weir relay                                      agents of the kubeconfig's cluster, at 127.0.0.1:4245\n  \
     weir relay --map                                and a map for browsers, at http://127.0.0.1:4246/\n  \
+    weir relay --map '[::]:4246' --map-mtls --client me.hubble.weir.dev --tls-cert tls.pem --tls-key tls.key \\\n    \
+        --tls-client-ca ca.pem\n  \
     weir relay --agent n1=unix:///run/weir/n1.sock --agent n2=10.0.0.2:4244 \\\n    \
         --agent-tls-ca ca.pem --agent-tls-cert relay.pem --agent-tls-key relay.key\n  \
     weir relay --peers weir-agent.weir-system.svc:4244 --agent-tls-ca ca.pem --agent-tls-cert relay.pem \\\n    \
@@ -130,7 +132,12 @@ impl Relay {
             .into());
         }
         let mut stop = stop_signals()?;
-        let map = self.map.open().await?;
+        let map_tls = if self.map.is_mutual() {
+            self.tls(control.as_ref())?
+        } else {
+            None
+        };
+        let map = self.map.open(map_tls).await?;
         let (ways, find) = self.find(options, agents, control.as_ref()).await?;
         let port = Port::open(self.listen, tls).await;
         let port = port.with_context(|| format!("{} cannot be opened", self.listen))?;

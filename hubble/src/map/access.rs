@@ -9,7 +9,7 @@ use hyper::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::observer::Viewer;
+use crate::{observer::Viewer, tls::Tls};
 
 /// The cookie that a token becomes.
 pub(super) const COOKIE_NAME: &str = "weir-map";
@@ -24,8 +24,17 @@ const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 #[derive(Debug)]
 pub struct Access {
     grants: Vec<Grant>,
+    by: By,
+}
+
+/// By what a grant is had.
+#[derive(Debug)]
+enum By {
     /// Whoever reaches the port has the only grant: it is on loopback.
-    is_open: bool,
+    Reaching,
+    Token,
+    /// Of mutual TLS.
+    Certificate(Box<Tls>),
 }
 
 #[derive(Debug)]
@@ -78,7 +87,28 @@ impl Access {
         };
         Self {
             grants: vec![grant],
-            is_open: true,
+            by: By::Reaching,
+        }
+    }
+
+    /// Those whose certificate names a client that may ask.
+    #[must_use]
+    pub fn certificates(tls: Tls) -> Self {
+        let tls = tls.for_browsers();
+        let mut grants: Vec<Grant> = Vec::new();
+        for viewer in tls.viewers() {
+            // Who sees the same is told the same.
+            if grants.iter().all(|grant| grant.viewer != *viewer) {
+                grants.push(Grant {
+                    token: [0; 32],
+                    cookie: [0; 32],
+                    viewer: viewer.clone(),
+                });
+            }
+        }
+        Self {
+            grants,
+            by: By::Certificate(Box::new(tls)),
         }
     }
 
@@ -120,7 +150,7 @@ impl Access {
             0 => Err(AccessError::Empty),
             1..=MOST => Ok(Self {
                 grants,
-                is_open: false,
+                by: By::Token,
             }),
             _ => Err(AccessError::Many),
         }
@@ -135,11 +165,29 @@ impl Access {
         &self.grants[grant].viewer
     }
 
-    pub(super) fn decide(&self, request: &Parts) -> Decision {
+    /// What clients must show before anything is asked.
+    pub(super) fn tls(&self) -> Option<&Tls> {
+        match &self.by {
+            By::Certificate(tls) => Some(tls),
+            By::Reaching | By::Token => None,
+        }
+    }
+
+    /// The grant of who showed a certificate.
+    pub(super) fn grant(&self, viewer: &Viewer) -> Option<usize> {
+        self.grants.iter().position(|grant| grant.viewer == *viewer)
+    }
+
+    /// What becomes of a request, by the certificate that was shown, if there are certificates.
+    pub(super) fn decide(&self, request: &Parts, shown: Option<usize>) -> Decision {
         if let Some(refused) = elsewhere(&request.headers) {
             return refused;
         }
-        if self.is_open {
+        if self.tls().is_some() {
+            let refused = Decision::Refused(StatusCode::FORBIDDEN, "a certificate is needed\n");
+            return shown.map_or(refused, Decision::Allowed);
+        }
+        if matches!(self.by, By::Reaching) {
             // A name of another site that leads to loopback would have the site's scripts read the answer.
             let named = request.uri.host().is_none_or(is_loopback);
             return match host(&request.headers) {

@@ -4,17 +4,20 @@ mod access;
 mod server;
 mod state;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_stream::StreamExt as _;
 use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse, get_flows_response::ResponseTypes};
-use weir_types::Flow;
+use weir_types::{
+    Flow,
+    explain::{ExplainRequest, Explanation},
+};
 
 pub use access::{Access, AccessError};
 use state::Shared;
@@ -29,6 +32,8 @@ use crate::{
 const TELL: Duration = Duration::from_secs(1);
 /// What is looked back at: what has just been is shown at once.
 const BEFORE: Duration = Duration::from_secs(60);
+/// Questions to nodes at once.
+const EXPLAINING: usize = 8;
 /// Wait before the relay is asked again.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -41,6 +46,13 @@ pub struct Map {
     /// What pages are told, by grant.
     events: Vec<watch::Sender<Arc<str>>>,
 }
+
+/// Asks a node what would become of a connection.
+type Explain = Box<
+    dyn Fn(String, ExplainRequest) -> Pin<Box<dyn Future<Output = Result<Explanation, String>> + Send>>
+        + Send
+        + Sync,
+>;
 
 /// Takes records in.
 #[derive(Debug, Clone)]
@@ -98,18 +110,29 @@ impl Map {
     /// Serves pages, and follows the flows of a relay, for ever.
     pub async fn serve<C: Connect>(self, relay: Relay<C>) {
         let shared = self.shared.clone();
+        let asked = relay.clone();
+        let explain: Explain = Box::new(move |node, request| {
+            let relay = asked.clone();
+            Box::pin(async move { relay.explain(&node, request).await })
+        });
         tokio::select! {
-            () = self.serve_pages() => {}
+            () = self.serve_with(Some(explain)) => {}
             () = follow(&shared, &relay) => {}
         }
     }
 
-    /// Serves pages, for ever.
+    /// Serves pages, for ever. Without a relay nobody can be asked what would become of a connection.
     pub async fn serve_pages(self) {
+        self.serve_with(None).await;
+    }
+
+    async fn serve_with(self, explain: Option<Explain>) {
         let pages = server::Pages {
             access: self.access.clone(),
             shared: self.shared.clone(),
             events: self.events.iter().map(watch::Sender::subscribe).collect(),
+            explain,
+            explaining: Semaphore::new(EXPLAINING),
         };
         tokio::select! {
             () = self.tell() => {}

@@ -25,6 +25,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{sleep, timeout},
@@ -32,9 +33,11 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
+    Explain,
     access::{Access, COOKIE_NAME, Decision},
-    state::Shared,
+    state::{Shared, explained},
 };
+use crate::tls::TlsError;
 
 /// Connections at once: browsers hold one a page, and a few more while it loads.
 const CONNECTIONS: usize = 256;
@@ -42,6 +45,8 @@ const CONNECTIONS: usize = 256;
 const PAGES: usize = 64;
 /// A request must be there, and be answered, in this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A node must have said what would become of a connection in this time.
+const PATIENCE_WITH_NODES: Duration = Duration::from_secs(7);
 /// A page that reads nothing for this long is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of a request: its line and headers. The least that hyper can do with is 8 KiB.
@@ -76,16 +81,19 @@ type Events = ReceiverStream<Result<Frame<Bytes>, Infallible>>;
 type Body = Either<Full<Bytes>, StreamBody<Events>>;
 
 /// What is served.
-#[derive(Debug)]
 pub(super) struct Pages {
     pub(super) access: Arc<Access>,
     pub(super) shared: Arc<Shared>,
     pub(super) events: Vec<watch::Receiver<Arc<str>>>,
+    pub(super) explain: Option<Explain>,
+    pub(super) explaining: Semaphore,
 }
 
 /// What a connection is told of its only request.
 #[derive(Debug, Default)]
 struct Connection {
+    /// What its certificate grants, if there are certificates.
+    shown: Option<usize>,
     /// It is answered for ever.
     is_stream: AtomicBool,
     /// The client reads nothing.
@@ -119,11 +127,33 @@ pub(super) async fn serve(listener: &TcpListener, pages: Arc<Pages>) {
 
 async fn serve_one(stream: TcpStream, pages: &Pages, streams: &Arc<Semaphore>) {
     let _ = stream.set_nodelay(true);
-    let own = Arc::new(Connection::default());
-    let service = service_fn(|request| {
-        let response = pages.respond(request, streams, &own);
-        async move { Ok::<_, Infallible>(response) }
+    let Some(tls) = pages.access.tls() else {
+        return serve_io(stream, None, pages, streams).await;
+    };
+    let handshake = async {
+        let stream = tls.acceptor()?.accept(stream).await?;
+        let viewer = tls.viewer(stream.get_ref().1)?;
+        Ok::<_, TlsError>((stream, pages.access.grant(&viewer)))
+    };
+    match timeout(REQUEST_TIMEOUT, handshake).await {
+        Ok(Ok((stream, grant))) => serve_io(stream, grant, pages, streams).await,
+        Ok(Err(error)) => tracing::info!(%error, "a browser is refused"),
+        Err(_) => tracing::info!("a browser is refused: the TLS handshake did not finish in time"),
+    }
+}
+
+async fn serve_io(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    shown: Option<usize>,
+    pages: &Pages,
+    streams: &Arc<Semaphore>,
+) {
+    let own = Arc::new(Connection {
+        shown,
+        ..Connection::default()
     });
+    let service =
+        service_fn(|request| async { Ok::<_, Infallible>(pages.respond(request, streams, &own).await) });
     // One request a connection: what it may take is bounded by time, and who is asked for is not kept waiting by another.
     let mut serving = pin!(
         http1::Builder::new()
@@ -131,7 +161,7 @@ async fn serve_one(stream: TcpStream, pages: &Pages, streams: &Arc<Semaphore>) {
             .header_read_timeout(REQUEST_TIMEOUT)
             .max_buf_size(MAX_REQUEST)
             .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(io), service)
     );
     // An error, here or below: the client's own doing.
     if timeout(REQUEST_TIMEOUT, serving.as_mut()).await.is_ok() || !own.is_stream.load(Ordering::Relaxed) {
@@ -146,7 +176,7 @@ async fn serve_one(stream: TcpStream, pages: &Pages, streams: &Arc<Semaphore>) {
 // === impl Pages ===
 
 impl Pages {
-    fn respond(
+    async fn respond(
         &self,
         request: Request<Incoming>,
         streams: &Arc<Semaphore>,
@@ -162,7 +192,10 @@ impl Pages {
         } else if !body.is_end_stream() {
             plain(StatusCode::PAYLOAD_TOO_LARGE, TEXT, "no body is taken\n")
         } else {
-            match self.access.decide(&parts) {
+            match self.access.decide(&parts, connection.shown) {
+                Decision::Allowed(grant) if parts.uri.path() == "/explain" => {
+                    self.explain(&parts, grant).await
+                }
                 Decision::Allowed(grant) => self.answer(&parts, grant, streams, connection),
                 Decision::Cookie(value) => enter(&value),
                 Decision::Refused(status, why) => {
@@ -219,18 +252,46 @@ impl Pages {
                     "too many pages look at the map\n",
                 ),
             },
-            "/flows" => {
-                let (from, to) = (parameter(request, "from"), parameter(request, "to"));
-                match (from, to) {
-                    (Some(from), Some(to)) => {
-                        let flows = self.shared.flows(self.access.viewer(grant), &from, &to);
-                        plain(StatusCode::OK, JSON, flows)
-                    }
-                    _ => plain(StatusCode::BAD_REQUEST, TEXT, "expected from=PARTY&to=PARTY\n"),
+            "/flows" => match pair(request) {
+                Ok((from, to)) => {
+                    let flows = self.shared.flows(self.access.viewer(grant), &from, &to);
+                    plain(StatusCode::OK, JSON, flows)
                 }
-            }
+                Err(refused) => refused,
+            },
             _ => plain(StatusCode::NOT_FOUND, TEXT, "there is /\n"),
         }
+    }
+
+    /// What would become of the next connection of a pair, as the node says that saw the last one.
+    async fn explain(&self, request: &Parts, grant: usize) -> Response<Body> {
+        let (from, to) = match pair(request) {
+            Ok(pair) => pair,
+            Err(refused) => return refused,
+        };
+        let question = self.shared.question(self.access.viewer(grant), &from, &to);
+        let (Some(explain), Some((node, question))) = (&self.explain, question) else {
+            // No error, which browsers would complain of: there is nothing to say.
+            return plain(StatusCode::OK, JSON, "{}");
+        };
+        let Ok(_permit) = self.explaining.try_acquire() else {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many ask at once\n");
+        };
+        let answer = timeout(PATIENCE_WITH_NODES, explain(node, question)).await;
+        let answer = answer.unwrap_or_else(|_| Err("the node's agent does not answer".to_owned()));
+        plain(StatusCode::OK, JSON, explained(answer))
+    }
+}
+
+/// The pair that a request is about.
+fn pair(request: &Parts) -> Result<(String, String), Response<Body>> {
+    match (parameter(request, "from"), parameter(request, "to")) {
+        (Some(from), Some(to)) => Ok((from, to)),
+        _ => Err(plain(
+            StatusCode::BAD_REQUEST,
+            TEXT,
+            "expected from=PARTY&to=PARTY\n",
+        )),
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use weir_proto::relay::{NodeState, NodeStatusEvent};
-use weir_types::{Flow, FlowPath};
+use weir_types::{
+    Flow, FlowPath, FlowPeer,
+    explain::{ExplainRequest, Explanation},
+};
 
 use crate::{
     observer::Viewer,
@@ -106,18 +109,59 @@ impl Shared {
 
     /// The last flows of a pair, newest first, as JSON.
     pub(super) fn flows(&self, viewer: &Viewer, from: &str, to: &str) -> String {
-        let recent: Vec<Arc<Flow>> = self.state().recent.iter().rev().cloned().collect();
-        let is_of = |flow: &Flow| {
-            viewer.may_see(flow)
-                && Party::of(&flow.source).to_string() == from
-                && Party::of(&flow.destination).to_string() == to
-        };
-        let of_pair = recent.iter().filter(|flow| is_of(flow)).take(TOLD);
-        let flows: Vec<Value> = of_pair
+        let flows = self.of_pair(viewer, from, to, TOLD);
+        let flows: Vec<Value> = flows
+            .iter()
             .map(|flow| json!({ "flow": **flow, "explanation": flow.reason.explanation() }))
             .collect();
         json!({ "flows": flows }).to_string()
     }
+
+    /// What a node is to be asked of the last connection of a pair, and which. Of nobody but who may see everything.
+    pub(super) fn question(&self, viewer: &Viewer, from: &str, to: &str) -> Option<(String, ExplainRequest)> {
+        if viewer.namespaces.is_some() {
+            return None;
+        }
+        let flows = self.of_pair(viewer, from, to, 1);
+        let flow = flows.first()?;
+        let name = |peer: &FlowPeer| match (&peer.namespace, &peer.pod) {
+            (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
+            _ => peer.address.ip().to_string(),
+        };
+        let asked = flow.original_destination.unwrap_or(flow.destination.address);
+        let to = match &flow.service {
+            Some(service) => format!("svc/{service}"),
+            None => name(&flow.destination),
+        };
+        let request = ExplainRequest {
+            from: name(&flow.source),
+            to,
+            port: asked.port(),
+        };
+        Some((flow.node.clone(), request))
+    }
+
+    fn of_pair(&self, viewer: &Viewer, from: &str, to: &str, most: usize) -> Vec<Arc<Flow>> {
+        let recent: Vec<Arc<Flow>> = self.state().recent.iter().rev().cloned().collect();
+        let is_of = |flow: &Arc<Flow>| {
+            viewer.may_see(flow)
+                && Party::of(&flow.source).to_string() == from
+                && Party::of(&flow.destination).to_string() == to
+        };
+        recent.into_iter().filter(is_of).take(most).collect()
+    }
+}
+
+/// What a node said, or why it cannot be said, as JSON.
+pub(super) fn explained(answer: Result<Explanation, String>) -> String {
+    let answer = match answer {
+        Ok(explanation) => json!({
+            "text": explanation.reason.explanation(),
+            "explanation": explanation,
+        }),
+        Err(problem) => json!({ "problem": problem }),
+    };
+    answer.to_string()
 }
 
 fn may_see(viewer: &Viewer, from: &Party, to: &Party) -> bool {

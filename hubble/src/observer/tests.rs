@@ -106,6 +106,9 @@ impl Source for Records {
     fn peers(&self) -> watch::Receiver<Peers> {
         self.peers.subscribe()
     }
+    fn explain(&self, request: &ExplainRequest) -> Result<Explanation, String> {
+        Err(format!("nobody knows {}", request.from))
+    }
 }
 
 /// A record of this second, from a pod of the namespace to one of `pay`.

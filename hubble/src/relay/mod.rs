@@ -8,9 +8,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
-use weir_proto::observer::{GetFlowsRequest, observer_client::ObserverClient};
+use weir_proto::observer::GetFlowsRequest;
+use weir_types::explain::{ExplainRequest, Explanation};
 
 use crate::{
+    explain,
     observer::{Answer, Viewer, answer::Sink},
     window::{Query, QueryError},
 };
@@ -23,11 +25,8 @@ pub struct Unreachable(pub String);
 
 /// How nodes are reached.
 pub trait Connect: Send + Sync + 'static {
-    /// A client of a node's server.
-    fn connect(
-        &self,
-        node: &str,
-    ) -> impl Future<Output = Result<ObserverClient<Channel>, Unreachable>> + Send;
+    /// A channel to a node's server.
+    fn connect(&self, node: &str) -> impl Future<Output = Result<Channel, Unreachable>> + Send;
 }
 
 /// The nodes that there are, by name, with the addresses of their servers for people.
@@ -81,6 +80,16 @@ impl<C: Connect> Relay<C> {
             let _ = relay.answer(request, &query, &viewer, &sink).await;
         });
         Ok(answer)
+    }
+
+    /// What would become of a connection, as a node's server says it.
+    ///
+    /// # Errors
+    /// Why it cannot be asked, or cannot say it.
+    pub async fn explain(&self, node: &str, request: ExplainRequest) -> Result<Explanation, String> {
+        let channel = self.connect.connect(node).await;
+        let channel = channel.map_err(|error| format!("{node} cannot be reached: {error}"))?;
+        explain::ask(channel, request).await
     }
 
     async fn answer(

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use weir_proto::observer::{GetFlowsRequest, GetFlowsResponse, get_flows_response::ResponseTypes};
 
 use super::{Connect, Unreachable};
-use crate::convert::timestamp;
+use crate::{client, convert::timestamp, form};
 
 /// How long a node may take to begin its answer, which it does at once.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -108,8 +108,9 @@ async fn stream<T: From<(Arc<str>, Event)>>(
     to: &mpsc::Sender<T>,
     is_away: &mut bool,
 ) -> Result<Heard, Problem> {
-    let mut client = connect.connect(node).await.map_err(Problem::Unreachable)?;
-    let answer = timeout(PATIENCE, client.get_flows(request.clone())).await;
+    let channel = connect.connect(node).await.map_err(Problem::Unreachable)?;
+    let mut client = client::observer(channel);
+    let answer = timeout(PATIENCE, client.get_flows(form::own(request.clone()))).await;
     let answer = answer.map_err(|_| Problem::Broken(format!("it said nothing for {PATIENCE:?}")))?;
     let mut responses = answer.map_err(|status| refusal(&status))?.into_inner();
     *is_away = false;

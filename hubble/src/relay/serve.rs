@@ -14,7 +14,10 @@ use weir_proto::{
 };
 
 use super::{Connect, Relay};
-use crate::observer::{Answer, Viewer};
+use crate::{
+    client,
+    observer::{Answer, Viewer},
+};
 
 /// Streams of flows at once, of all clients: each is one of every node.
 const STREAMS: usize = 256;
@@ -61,8 +64,8 @@ impl<C: Connect> RelayServer<C> {
             let (node, address, connect) = (node.clone(), address.clone(), self.relay.connect.clone());
             asking.spawn(async move {
                 let answer = async {
-                    let client = connect.connect(&node).await.ok()?;
-                    ask(client).await.ok()
+                    let channel = connect.connect(&node).await.ok()?;
+                    ask(client::observer(channel)).await.ok()
                 };
                 let answer = timeout(PATIENCE, answer).await.ok().flatten();
                 (node, address, answer)
@@ -83,9 +86,9 @@ impl<C: Connect> Observer for RelayServer<C> {
         let Ok(permit) = self.streams.clone().try_acquire_owned() else {
             return Err(Status::resource_exhausted("too many streams of flows are open"));
         };
-        let answer = self.relay.flows(request.into_inner(), viewer);
+        let answer = self.relay.flows(request.get_ref().clone(), viewer);
         let answer = answer.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        Ok(Response::new(answer.with(permit)))
+        Ok(Response::new(answer.for_request(&request).with(permit)))
     }
 
     async fn get_nodes(&self, _: Request<GetNodesRequest>) -> Result<Response<GetNodesResponse>, Status> {

@@ -156,7 +156,14 @@ async fn a_token_is_needed_where_there_are_tokens_and_becomes_a_cookie() {
         format!("Cookie: weir-map={ALL}\r\n"),
         "Cookie: weir-map=\r\n".to_owned(),
     ] {
-        for path in ["/", "/map.js", "/graph", "/events", "/flows?from=a&to=b"] {
+        for path in [
+            "/",
+            "/map.js",
+            "/graph",
+            "/events",
+            "/flows?from=a&to=b",
+            "/explain?from=a&to=b",
+        ] {
             let answer = get(address, path, &format!("{host}{headers}")).await;
             assert_eq!(status(&answer), "401", "{path} {headers}");
             assert!(!answer.contains("shop/web"), "{answer}");

@@ -7,6 +7,7 @@ mod http;
 mod page;
 mod relay;
 mod sizes;
+mod tls;
 
 use std::net::SocketAddr;
 

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::watch;
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 use weir_hubble::{
     Origin, client,
     map::{Access, Map},
@@ -16,8 +16,11 @@ use weir_hubble::{
     relay::{Connect, Relay, Unreachable},
     serve::Connections,
 };
-use weir_proto::observer::observer_client::ObserverClient;
-use weir_types::Flow;
+use weir_proto::weir::flow::v1::{ExplainRequest as Asked, explainer_client::ExplainerClient};
+use weir_types::{
+    Flow,
+    explain::{ExplainRequest, Explanation},
+};
 
 use crate::{browser::Browser, flows::flow};
 
@@ -88,12 +91,31 @@ impl Source for Node {
     fn peers(&self) -> watch::Receiver<Peers> {
         watch::channel(Peers::default()).1
     }
+
+    fn explain(&self, request: &ExplainRequest) -> Result<Explanation, String> {
+        if request.from != "shop/web-0" {
+            return Err(format!("there is no pod {}", request.from));
+        }
+        let end = |workload: &str| json!({ "address": "10.0.0.1", "workload": workload, "certificate": { "state": "none" } });
+        let evil = "<img src=x onerror=alert(1)>";
+        let explanation = json!({
+            "node": self.name, "generation": 7, "source": end(&request.from), "destination": "10.0.0.9:8080",
+            "verdict": "denied", "reason": "policy_denied",
+            "candidates": [{
+                "address": "10.0.0.9:8080", "end": end(&request.to), "path": "tunnel", "why": "its node has an agent",
+                "verdict": "denied", "reason": "policy_denied", "policy": { "policy": evil, "rule": 0 },
+                "policies": [evil],
+            }],
+            "steps": [{ "component": "agent", "does": format!("asks {evil}") }],
+        });
+        Ok(serde_json::from_value(explanation).unwrap())
+    }
 }
 
 struct Cluster(BTreeMap<String, Arc<Node>>);
 
 impl Connect for Cluster {
-    async fn connect(&self, node: &str) -> Result<ObserverClient<Channel>, Unreachable> {
+    async fn connect(&self, node: &str) -> Result<Channel, Unreachable> {
         let node = self
             .0
             .get(node)
@@ -102,7 +124,7 @@ impl Connect for Cluster {
         let (connections, serving) = Connections::serve(node.clone());
         tokio::spawn(serving);
         tokio::spawn(async move { connections.take(other, Viewer::default()).await });
-        client::over(own)
+        client::channel(own)
             .await
             .map_err(|error| Unreachable(error.to_string()))
     }
@@ -150,4 +172,106 @@ async fn the_map_shows_what_all_nodes_record_and_which_of_them_are_away() {
     browser
         .until("document.querySelector('[data-edge=\"shop/cart data/redis\"].plaintext')")
         .await;
+
+    // What would become of the next connection is asked of the node that saw the last one.
+    let edge = |pair: &str| format!("document.querySelector('[data-edge=\"{pair}\"]')");
+    browser.click(&edge("shop/web shop/cart")).await;
+    browser
+        .until("document.querySelector('#answer details')?.textContent.includes('as n1 says')")
+        .await;
+    let answer = browser.text("#answer").await;
+    for part in [
+        "would be refused",
+        "policy_denied: ",
+        "shop/cart-0: mTLS",
+        "its node has an agent · refused by <img src=x onerror=alert(1)>",
+        "agent: asks <img",
+    ] {
+        assert!(answer.contains(part), "no {part} in {answer}");
+    }
+    assert_eq!(
+        browser
+            .eval("document.querySelectorAll('#answer img').length")
+            .await,
+        0
+    );
+    assert!(
+        browser
+            .text("#ask pre")
+            .await
+            .starts_with("weir explain --from shop/web-0")
+    );
+    browser.picture("explained").await;
+    browser.click(&edge("shop/cart data/redis")).await;
+    browser
+        .until("document.querySelector('#answer')?.textContent === 'there is no pod shop/cart-0'")
+        .await;
+    assert_eq!(browser.complaints, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn only_who_may_see_everything_is_told_what_would_become_of_a_connection() {
+    let node = |name: &str| Node {
+        name: name.to_owned(),
+        origin: Origin {
+            cluster: String::new(),
+            version: "test".to_owned(),
+            run: 1,
+        },
+        flows: Mutex::default(),
+        number: watch::Sender::new(0),
+    };
+    let request = || Asked {
+        from: "shop/web-0".to_owned(),
+        to: "shop/cart-0".to_owned(),
+        port: 8080,
+    };
+    let client = async |viewer: Viewer| {
+        let (own, other) = tokio::io::duplex(PIPE);
+        let (connections, serving) = Connections::serve(Arc::new(node("n1")));
+        tokio::spawn(serving);
+        tokio::spawn(async move { connections.take(other, viewer).await });
+        ExplainerClient::new(client::channel(own).await.unwrap())
+    };
+    let mut all = client(Viewer::default()).await;
+    let answer = all.explain(request()).await.unwrap().into_inner();
+    assert!(answer.explanation.contains(r#""reason":"policy_denied""#));
+    for (wrong, code) in [
+        (Asked { port: 0, ..request() }, Code::InvalidArgument),
+        (
+            Asked {
+                port: 70_000,
+                ..request()
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            Asked {
+                from: "x".repeat(513),
+                ..request()
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            Asked {
+                from: "x".repeat(5000),
+                ..request()
+            },
+            Code::OutOfRange,
+        ),
+        (
+            Asked {
+                from: "nobody".to_owned(),
+                ..request()
+            },
+            Code::NotFound,
+        ),
+    ] {
+        assert_eq!(all.explain(wrong).await.unwrap_err().code(), code);
+    }
+    let limited = Viewer {
+        namespaces: Some(Arc::new(["shop".to_owned()].into())),
+    };
+    let refused = client(limited).await.explain(request()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
 }

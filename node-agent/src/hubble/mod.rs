@@ -16,21 +16,25 @@ use weir_hubble::{
     tls::{Clients, Tls, TlsFiles},
 };
 
+use weir_types::explain::{ExplainRequest, Explanation};
+
 use crate::{
     agent::Agent,
     config::{HubbleConfig, HubbleFiles},
+    explain,
     flows::FlowLog,
+    node::Node,
 };
 pub use certificate::OwnCertificate;
 
 /// The records of this agent.
-#[derive(Debug)]
 pub struct Records {
     origin: Origin,
     node: String,
     started: Timestamp,
     flows: FlowLog,
     peers: watch::Receiver<Peers>,
+    of: Arc<Node>,
 }
 
 // === impl Records ===
@@ -48,6 +52,7 @@ impl Records {
             node: agent.node.name.clone(),
             started: agent.started,
             flows: agent.node.flows.clone(),
+            of: agent.node.clone(),
             peers: peers::watch(agent, config),
         }
     }
@@ -93,6 +98,10 @@ impl Source for Records {
 
     fn peers(&self) -> watch::Receiver<Peers> {
         self.peers.clone()
+    }
+
+    fn explain(&self, request: &ExplainRequest) -> Result<Explanation, String> {
+        explain::explain(&self.of, request).map_err(|error| error.to_string())
     }
 }
 

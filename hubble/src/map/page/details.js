@@ -93,6 +93,30 @@ function facts(pairs) {
   return list;
 }
 
+const WAYS = { direct: "direct", tunnel: "mTLS", plaintext: "plaintext", outside: "plaintext, outside of the mesh", itself: "the pod itself" };
+
+// What `weir explain` says, shortened: the verdict, where it would go and why, and each step.
+function answerLines(explanation, text) {
+  const allowed = explanation.verdict === "forwarded";
+  const verdict = html("p");
+  verdict.append(html("span", allowed ? "would be let through" : "would be refused", { class: `word ${allowed ? "mtls" : "failing"}` }));
+  if (!allowed) verdict.append(" ", html("span", `${explanation.reason}: ${text}`));
+  const ends = html("ul", null, { class: "list" });
+  for (const one of explanation.candidates.slice(0, 5)) {
+    const line = html("li", `${one.end.workload ?? one.address}: ${WAYS[one.path] ?? one.path}`);
+    const more = [one.why];
+    if (one.policy) more.push(`${one.verdict === "forwarded" ? "allowed" : "refused"} by ${one.policy.policy}`);
+    if (one.dryRun) more.push(`would be denied by ${one.dryRun.policy}`);
+    line.append(html("div", more.join(" · "), { class: "dim" }));
+    ends.append(line);
+  }
+  const steps = html("ol", null, { class: "dim" });
+  for (const step of explanation.steps) steps.append(html("li", `${step.component}: ${step.does}`));
+  const all = html("details");
+  all.append(html("summary", `Step by step, as ${explanation.node} says`), steps);
+  return [verdict, ends, all];
+}
+
 // The panel: what is chosen, its pairs, and of a single pair the last flows and how to ask why.
 export class Details {
   constructor(root, on) {
@@ -159,15 +183,16 @@ export class Details {
       if (this.loaded !== key) return;
       const none = html("li", "None of its flows is kept here any more; weir flows asks the nodes.", { class: "dim" });
       this.flows.replaceChildren(...(flows.length ? flows.map(flowLine) : [none]));
-      if (flows.length) this.explain(flows[0].flow);
+      if (flows.length) this.explain(pair, flows[0].flow);
     } catch {
       if (this.loaded === key) this.loaded = null;
     }
   }
 
-  explain(flow) {
+  explain(pair, flow) {
+    this.id = { from: pair.from.id, to: pair.to.id };
     const text = command(flow);
-    if (this.ask.firstChild?.textContent === text) return;
+    if (this.ask.querySelector("pre")?.textContent === text) return;
     if (text === null) {
       this.ask.replaceChildren(html("p", "Its names have characters that cannot be typed.", { class: "dim" }));
       return;
@@ -185,7 +210,24 @@ export class Details {
       }
       setTimeout(() => (copy.textContent = "Copy"), 2000);
     });
-    this.ask.replaceChildren(code, copy);
+    const answer = html("div", null, { id: "answer" });
+    this.ask.replaceChildren(answer, code, copy);
+    this.answer(answer);
+  }
+
+  // What the node says whose agent saw the flow. Not everybody may ask: then the command remains.
+  async answer(into) {
+    const { id } = this;
+    try {
+      const response = await fetch(`explain?from=${encodeURIComponent(id.from)}&to=${encodeURIComponent(id.to)}`);
+      if (!response.ok) return;
+      const { text, explanation, problem } = await response.json();
+      if (this.id !== id) return;
+      if (explanation) into.replaceChildren(...answerLines(explanation, text));
+      else if (problem) into.replaceChildren(html("p", problem, { class: "dim" }));
+    } catch {
+      // The command remains.
+    }
   }
 
   hide() {
