@@ -150,7 +150,10 @@ impl Relay {
         );
         let map = map::serve(map, relay.clone());
         let (connections, serving) = Connections::relay(RelayServer::new(relay, env!("CARGO_PKG_VERSION")));
-        let port = async { Ok::<_, io::Error>(port.listen().await?.serve(connections).await) };
+        let port = async {
+            port.listen().await?.serve(connections).await;
+            Ok::<_, io::Error>(())
+        };
         tokio::select! {
             served = serving => served.context("flows are served no more")?,
             served = port => served.with_context(|| format!("{address} cannot be opened"))?,

@@ -253,11 +253,11 @@ impl Pages {
                 ),
             },
             "/flows" => match pair(request) {
-                Ok((from, to)) => {
+                Some((from, to)) => {
                     let flows = self.shared.flows(self.access.viewer(grant), &from, &to);
                     plain(StatusCode::OK, JSON, flows)
                 }
-                Err(refused) => refused,
+                None => no_pair(),
             },
             _ => plain(StatusCode::NOT_FOUND, TEXT, "there is /\n"),
         }
@@ -265,9 +265,8 @@ impl Pages {
 
     /// What would become of the next connection of a pair, as the node says that saw the last one.
     async fn explain(&self, request: &Parts, grant: usize) -> Response<Body> {
-        let (from, to) = match pair(request) {
-            Ok(pair) => pair,
-            Err(refused) => return refused,
+        let Some((from, to)) = pair(request) else {
+            return no_pair();
         };
         let question = self.shared.question(self.access.viewer(grant), &from, &to);
         let (Some(explain), Some((node, question))) = (&self.explain, question) else {
@@ -284,15 +283,12 @@ impl Pages {
 }
 
 /// The pair that a request is about.
-fn pair(request: &Parts) -> Result<(String, String), Response<Body>> {
-    match (parameter(request, "from"), parameter(request, "to")) {
-        (Some(from), Some(to)) => Ok((from, to)),
-        _ => Err(plain(
-            StatusCode::BAD_REQUEST,
-            TEXT,
-            "expected from=PARTY&to=PARTY\n",
-        )),
-    }
+fn pair(request: &Parts) -> Option<(String, String)> {
+    Some((parameter(request, "from")?, parameter(request, "to")?))
+}
+
+fn no_pair() -> Response<Body> {
+    plain(StatusCode::BAD_REQUEST, TEXT, "expected from=PARTY&to=PARTY\n")
 }
 
 /// Takes the token out of the address: it would stay in the browser's history.
