@@ -5,6 +5,7 @@
 
 use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, SerializeOptions};
+use prost_types::{Struct, Value, value::Kind};
 use tonic::{Request, metadata::MetadataValue};
 use weir_proto::{
     Any,
@@ -72,13 +73,90 @@ fn of_details(own: &Any) -> Option<Any> {
     if own.type_url != DETAILS {
         return None;
     }
-    let text = json(MESSAGE, &own.value)?;
-    let mut deserializer = serde_json::Deserializer::from_slice(&text);
-    let message = DynamicMessage::deserialize(reflect::message(STRUCT), &mut deserializer).ok()?;
+    let details = Details::decode(own.value.clone()).ok()?;
     Some(Any {
         type_url: ANYBODYS.to_owned(),
-        value: message.encode_to_vec().into(),
+        value: as_struct(&details).encode_to_vec().into(),
     })
+}
+
+/// The message in the form that its JSON has: numbers of 64 bits are texts, and what is not set is left out.
+fn as_struct(own: &Details) -> Struct {
+    let mut all = Fields::default();
+    all.long("sequence", own.sequence);
+    all.long("connection", own.connection);
+    all.name("event", own.event != 0, own.event().as_str_name());
+    all.text("reason", &own.reason);
+    all.text("detail", &own.detail);
+    all.name("path", own.path != 0, own.path().as_str_name());
+    all.text("source_identity", &own.source_identity);
+    all.text("destination_identity", &own.destination_identity);
+    all.text("original_destination", &own.original_destination);
+    all.text("tls", &own.tls);
+    for (field, matched) in [("policy", &own.policy), ("dry_run", &own.dry_run)] {
+        if let Some(matched) = matched {
+            let mut below = Fields::default();
+            below.text("policy", &matched.policy);
+            below.short("rule", matched.rule);
+            all.below(field, below);
+        }
+    }
+    all.long("bytes_sent", own.bytes_sent);
+    all.long("bytes_received", own.bytes_received);
+    all.long("duration_us", own.duration_us);
+    all.short("rtt_us", own.rtt_us);
+    all.short("retransmits", own.retransmits);
+    if let Some(process) = &own.process {
+        let mut below = Fields::default();
+        below.short("pid", Some(process.pid).filter(|pid| *pid != 0));
+        below.text("name", &process.name);
+        all.below("process", below);
+    }
+    if let Some(span) = &own.span {
+        let mut below = Fields::default();
+        below.text("span_id", &span.span_id);
+        below.text("parent_span_id", &span.parent_span_id);
+        if span.sampled {
+            below.put("sampled", Kind::BoolValue(true));
+        }
+        all.below("span", below);
+    }
+    all.0
+}
+
+#[derive(Default)]
+struct Fields(Struct);
+
+impl Fields {
+    fn put(&mut self, field: &str, kind: Kind) {
+        self.0.fields.insert(field.to_owned(), Value { kind: Some(kind) });
+    }
+
+    fn text(&mut self, field: &str, text: &str) {
+        self.name(field, !text.is_empty(), text);
+    }
+
+    fn name(&mut self, field: &str, is_set: bool, name: &str) {
+        if is_set {
+            self.put(field, Kind::StringValue(name.to_owned()));
+        }
+    }
+
+    fn long(&mut self, field: &str, number: u64) {
+        if number != 0 {
+            self.put(field, Kind::StringValue(number.to_string()));
+        }
+    }
+
+    fn short(&mut self, field: &str, number: Option<u32>) {
+        if let Some(number) = number {
+            self.put(field, Kind::NumberValue(number.into()));
+        }
+    }
+
+    fn below(&mut self, field: &str, below: Self) {
+        self.put(field, Kind::StructValue(below.0));
+    }
 }
 
 /// A message as protobuf's JSON.
@@ -93,7 +171,7 @@ fn json(message: &str, bytes: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
     use weir_proto::weir::flow::v1::{PolicyMatch, Process};
 
     use super::*;
@@ -162,7 +240,7 @@ mod tests {
             ..Details::default()
         };
         let line = crate::json::to_line(&response(&own)).unwrap();
-        let printed: Value = serde_json::from_str(&line).unwrap();
+        let printed: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(
             printed["flow"]["extensions"],
             json!({

@@ -24,7 +24,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// The port, ours from when it is opened.
+/// The port, at which nobody listens when it is opened; whoever does in the meantime makes [`Port::listen`] fail.
 #[derive(Debug)]
 pub struct Port {
     socket: TcpSocket,
@@ -163,10 +163,10 @@ mod tests {
             let refused = TcpStream::connect(address).await.unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         }
-        let same = Port::open(address, None).await.unwrap_err();
-        assert_eq!(same.kind(), io::ErrorKind::AddrInUse, "it is ours meanwhile");
         to.send_replace(Some(Arc::new(Credentials::example())));
         let _listening = listening.await.unwrap().unwrap();
         TcpStream::connect(address).await.unwrap();
+        let same = Port::open(address, None).await.unwrap_err();
+        assert_eq!(same.kind(), io::ErrorKind::AddrInUse);
     }
 }

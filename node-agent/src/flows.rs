@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http::HeaderValue;
@@ -30,6 +30,9 @@ const QUEUE: usize = 8192;
 /// the queue. What is older by more was not late: the clock was set back.
 const LATE: SignedDuration = SignedDuration::from_secs(1);
 
+/// What is recorded within this time goes into the ring together: to be woken for each record costs more than the record.
+const TOGETHER: Duration = Duration::from_millis(5);
+
 /// Connections that the agent carries are numbered from here; those that the kernel reports have their socket cookie.
 const FIRST_CONNECTION: u64 = 1 << 40;
 
@@ -37,7 +40,8 @@ const FIRST_CONNECTION: u64 = 1 << 40;
 #[derive(Debug, Clone)]
 pub struct FlowLog {
     shared: Arc<Shared>,
-    queue: mpsc::Sender<Flow>,
+    /// Not moved on the way: a record is some hundred bytes.
+    queue: mpsc::Sender<Arc<Flow>>,
     tracing: Option<Arc<Tracing>>,
     records: bool,
 }
@@ -119,8 +123,12 @@ impl FlowLog {
         let filled = shared.clone();
         tokio::spawn(async move {
             let mut batch = Vec::new();
-            while records.recv_many(&mut batch, 256).await > 0 {
+            while records.recv_many(&mut batch, QUEUE).await > 0 {
+                let is_full = batch.len() == QUEUE;
                 filled.push(batch.drain(..));
+                if !is_full {
+                    tokio::time::sleep(TOGETHER).await;
+                }
             }
         });
         Self {
@@ -164,7 +172,7 @@ impl FlowLog {
         if !self.records {
             return;
         }
-        if self.queue.try_send(flow).is_err() {
+        if self.queue.try_send(Arc::new(flow)).is_err() {
             self.lose(1);
         }
     }
@@ -274,17 +282,19 @@ impl Shared {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, flows: impl Iterator<Item = Flow>) {
+    fn push(&self, flows: impl Iterator<Item = Arc<Flow>>) {
         let mut ring = self.ring();
         for mut flow in flows {
-            flow.sequence = ring.next;
+            // Nobody else has it yet: it is not copied.
+            let own = Arc::make_mut(&mut flow);
+            own.sequence = ring.next;
             ring.next += 1;
-            ring.time = in_order(ring.time, flow.time);
-            flow.time = ring.time;
+            ring.time = in_order(ring.time, own.time);
+            own.time = ring.time;
             if ring.flows.len() == ring.capacity {
                 ring.flows.pop_front();
             }
-            ring.flows.push_back(Arc::new(flow));
+            ring.flows.push_back(flow);
         }
         self.newest.send_replace(ring.next);
     }

@@ -3,6 +3,7 @@
 use std::{future, time::Duration};
 
 use jiff::Timestamp;
+use tokio::time::MissedTickBehavior;
 use weir_proto::{
     flow::{Flow as HubbleFlow, LostEvent, LostEventSource},
     observer::{GetFlowsResponse, get_flows_response::ResponseTypes},
@@ -18,6 +19,10 @@ use crate::{
     window::{Number, Query},
 };
 
+/// What is recorded within this time goes together: to be woken for each record costs more than the record.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// How often it is looked whether records were lost.
+const LOOK: Duration = Duration::from_secs(1);
 /// Records that are looked at before others have their turn.
 const PAGE: usize = 512;
 
@@ -70,9 +75,13 @@ impl<S: Source> Reader<'_, S> {
         };
         tokio::pin!(end);
         let mut told = lost;
+        // What is lost is also told where nothing is recorded any more.
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = newest.wait_for(|count| *count > at) => if changed.is_err() { return Ok(()) },
+                _ = looks.tick() => {}
                 () = &mut end => return Ok(()),
                 () = self.sink.closed() => return Err(Gone),
             }
@@ -81,6 +90,12 @@ impl<S: Source> Reader<'_, S> {
                 .await?;
             told = lost;
             at = self.page(at, u64::MAX, &mut usize::MAX.clone()).await?;
+            if *newest.borrow() <= at {
+                tokio::select! {
+                    () = tokio::time::sleep(TOGETHER) => {}
+                    () = self.sink.closed() => return Err(Gone),
+                }
+            }
         }
     }
 

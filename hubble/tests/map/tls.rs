@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, process::Stdio};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::process::Command;
 use weir_hubble::{
     map::{Access, Map},
@@ -18,6 +18,10 @@ fn authority(folder: &Path, name: &str, of: &[&str]) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Other than those that it issues for: OpenSSL takes these for their own issuers otherwise.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("{name} authority"));
     let root = params.self_signed(&key).unwrap();
     std::fs::write(folder.join(format!("{name}.pem")), root.pem()).unwrap();
     let issuer = Issuer::new(params, key);

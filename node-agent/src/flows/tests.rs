@@ -147,7 +147,11 @@ async fn records_are_in_the_order_of_time_unless_the_clock_was_set_back() {
     };
     // In batches, as they come.
     for batch in given.chunks(2) {
-        shared.push(batch.iter().map(|milliseconds| record(at(*milliseconds))));
+        shared.push(
+            batch
+                .iter()
+                .map(|milliseconds| Arc::new(record(at(*milliseconds)))),
+        );
     }
     let page = log.page(0, given.len());
     let times: Vec<Timestamp> = page.flows.iter().map(|flow| flow.time).collect();
