@@ -86,6 +86,61 @@ fn the_flows_of_two_agents_come_as_one_stream_in_order() {
     assert_eq!(json_lines(&ours), all);
 }
 
+/// What the map answers, as JSON.
+fn map(mesh: &Mesh, path: &str) -> Value {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--fail", "--max-time", "10"])
+        .arg(format!("http://127.0.0.1:4246{path}"));
+    let answer = mesh.lab.node("node1").unwrap().run(curl).unwrap();
+    serde_json::from_slice(&answer.success().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn the_map_shows_what_agents_record_and_asks_them_what_would_become_of_a_connection() {
+    let (mut mesh, _servers) = traffic("hubmap");
+    let arguments = [by_sockets(&mesh), vec!["--map".to_owned()]].concat();
+    let _relay = relay(&mesh, &arguments);
+    let edge = || {
+        let graph = map(&mesh, "/graph");
+        let edges = graph["edges"].as_array().unwrap();
+        let own = |edge: &&Value| edge["from"]["id"] == "shop/a" && edge["to"]["id"] == "shop/c";
+        edges.iter().find(own).cloned()
+    };
+    let shown = weir_lab::poll("the pair on the map", PATIENCE, || Ok(edge())).unwrap();
+    assert!(
+        shown["opened"].as_u64().unwrap() > 0 && shown["sent"].as_u64().unwrap() > 0,
+        "{shown}"
+    );
+    let flows = map(&mesh, "/flows?from=shop/a&to=shop/c");
+    assert!(!flows["flows"].as_array().unwrap().is_empty(), "{flows}");
+
+    // The last one of the pair is what is asked about.
+    connect(&mesh.a, &mesh.c, 7000);
+    let answer = weir_lab::poll("an answer about the last connection", PATIENCE, || {
+        let answer = map(&mesh, "/explain?from=shop/a&to=shop/c");
+        let is_it = answer["explanation"]["verdict"] == "forwarded";
+        Ok(is_it.then_some(answer))
+    })
+    .unwrap();
+    assert_eq!(
+        answer["explanation"]["candidates"][0]["path"], "tunnel",
+        "{answer}"
+    );
+    // Nobody connects meanwhile: it is the agents that know of the policy.
+    let deny = json!({ "name": "no-a", "namespace": "shop", "action": "DENY", "rules": [{ "from": [{ "source": {
+        "principals": ["cluster.local/ns/shop/sa/a"] } }] }] });
+    for agent in &mut mesh.agents {
+        agent
+            .reload(|config| config.authorization_policies.push(deny.clone()))
+            .unwrap();
+    }
+    let answer = map(&mesh, "/explain?from=shop/a&to=shop/c");
+    assert_eq!(answer["explanation"]["verdict"], "denied", "{answer}");
+    let policy = &answer["explanation"]["candidates"][0]["policy"]["policy"];
+    assert_eq!(policy, "shop/no-a", "{answer}");
+    assert_eq!(map(&mesh, "/explain?from=shop/a&to=shop/nobody"), json!({}));
+}
+
 #[test]
 fn a_node_that_is_away_is_named_and_comes_back_and_nothing_is_doubled() {
     let mesh = Mesh::new("hubaway");

@@ -16,12 +16,15 @@ use aya::{
 };
 use weir_abi::{ConnKind, Endpoint, Event, FlowKey, LAYOUT_VERSION, Pod as PodEntry};
 use weir_lab::{Agent, Pod};
+use weir_types::FlowEvent;
 
 use crate::bench::{Path, system::System};
 
 /// Where the build leaves it, beside the agent's folder.
 const OBJECT: &str = "../ebpf/bpfel-unknown-none/release/weir-synthesize";
 const PROGRAM: &str = "weir_synthesize";
+/// The process's name in them.
+const MADE_UP: &str = "made-up";
 /// Events come in bursts of this length, as they do from a busy node.
 const BURST: Duration = Duration::from_millis(2);
 
@@ -102,19 +105,13 @@ impl Source {
 
     /// That they are taken for connections of these pods: others would be passed over, and cost nothing.
     fn check(&mut self, agent: &Agent, client: &Pod) -> Result<()> {
-        let before = counters(agent)?.recorded;
         self.make(1)?;
-        let what = "the records of a made-up connection";
-        weir_lab::poll(what, weir_lab::PATIENCE, || {
-            Ok((counters(agent)?.recorded == before + 2).then_some(()))
+        agent.wait_flow("the record of a made-up connection", |flow| {
+            let process = flow.process.as_ref();
+            process.is_some_and(|process| process.name == MADE_UP)
+                && flow.event == FlowEvent::Close
+                && flow.source.pod.as_deref() == Some(client.spec().name.as_str())
         })?;
-        let flows = agent.last_flows(1)?;
-        let source = flows.first().map(|flow| &flow.source);
-        let name = source.and_then(|source| source.pod.as_deref());
-        ensure!(
-            name == Some(client.spec().name.as_str()),
-            "a made-up connection is of the pod {name:?}"
-        );
         Ok(())
     }
 }
@@ -142,6 +139,8 @@ fn event(agent: &Agent, system: &System) -> Result<Vec<u8>> {
     };
     let from = SocketAddr::new(system.client.v4().into(), 40_000);
     let to = system.rr(Path::SameNode);
+    let mut comm = [0; 16];
+    comm[..MADE_UP.len()].copy_from_slice(MADE_UP.as_bytes());
     let event = Event {
         duration_ns: 1_000_000,
         bytes_sent: 64,
@@ -157,7 +156,7 @@ fn event(agent: &Agent, system: &System) -> Result<Vec<u8>> {
         rtt_us: 50,
         pid: std::process::id(),
         orig: Endpoint::from(to),
-        comm: *b"made-up\0\0\0\0\0\0\0\0\0",
+        comm,
         ..Event::default()
     };
     Ok(event.to_bytes().to_vec())

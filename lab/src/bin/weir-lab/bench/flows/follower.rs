@@ -17,7 +17,7 @@ use http::uri::PathAndQuery;
 use prost::Message as _;
 use tokio::{net::UnixStream, sync::oneshot, time::timeout};
 use tonic::{
-    Request, Status,
+    Status,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
@@ -84,7 +84,7 @@ async fn follow(socket: &Path, stalls: bool, ready: oneshot::Sender<()>, stop: &
         ..GetFlowsRequest::default()
     };
     let path = PathAndQuery::from_static(METHOD);
-    let asked = client.server_streaming(Request::new(request), path, Counting);
+    let asked = client.server_streaming(weir_hubble::form::own(request), path, Counting);
     let mut responses = timeout(START, asked).await??.into_inner();
     // Nobody to tell: the bench has given up.
     let _ = ready.send(());
