@@ -8,6 +8,7 @@ mod budgets;
 mod clients;
 mod cluster;
 mod cluster_claims;
+mod cluster_observe;
 mod cluster_rotation;
 mod cni;
 mod control_peer;
