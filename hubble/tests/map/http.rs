@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use weir_hubble::map::{Access, AccessError, Map};
@@ -276,6 +276,38 @@ async fn events_come_each_second_and_too_many_who_listen_are_refused() {
         }
     };
     timeout(PATIENCE, again).await.expect("no room");
+}
+
+#[tokio::test]
+async fn a_page_that_reads_nothing_is_given_up_and_others_are_served() {
+    let (address, _) = served(Access::open(), |map| {
+        // Some 800 kB a second: what the kernel keeps for the page is soon full.
+        for number in 0..2000 {
+            connect(map, &format!("n{number}/client"), "shop/server", "tunnel", 1);
+        }
+    })
+    .await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut deaf = socket.connect(address).await.unwrap();
+    let request = format!("GET /events HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    deaf.write_all(request.as_bytes()).await.unwrap();
+    let mut reader = TcpStream::connect(address).await.unwrap();
+    reader.write_all(request.as_bytes()).await.unwrap();
+    let until = tokio::time::Instant::now() + Duration::from_secs(22);
+    let mut read = 0;
+    let mut buffer = vec![0; 1 << 20];
+    while tokio::time::Instant::now() < until {
+        let some = timeout(PATIENCE, reader.read(&mut buffer)).await.unwrap();
+        read += some.unwrap();
+    }
+    assert!(read > 10 << 20, "who reads gets all: {read}");
+    // What was sent before is there; then it ends, in order or not.
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, deaf.read_to_end(&mut rest))
+        .await
+        .expect("it goes on for ever");
+    assert!(rest.len() < read, "{} of {read}", rest.len());
 }
 
 #[test]

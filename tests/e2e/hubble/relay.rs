@@ -187,18 +187,21 @@ fn a_node_that_is_away_is_named_and_comes_back_and_nothing_is_doubled() {
     assert_eq!(status["node_names"], json!(["node2"]));
     mesh.agents[1].restart().unwrap();
     until("a flow of the node that is back", "node2");
-    let all = seen();
-    let uuids: BTreeSet<String> = all.iter().map(|one| one["flow"]["uuid"].to_string()).collect();
-    assert_eq!(uuids.len(), all.len(), "nothing comes twice");
     // All that was recorded since the start is seen, also what was recorded before the node was reached again.
-    let recorded = flows(
-        &mesh,
-        &socket(&mesh, 1),
-        json!({ "until": all.last().unwrap()["time"] }),
-    );
-    for flow in recorded {
-        assert!(uuids.contains(&flow["flow"]["uuid"].to_string()), "{flow}");
-    }
+    let recorded = flows(&mesh, &socket(&mesh, 1), json!({}));
+    let uuid = |one: &Value| one["flow"]["uuid"].to_string();
+    let mut all = Vec::new();
+    weir_lab::poll("all that the node recorded", PATIENCE, || {
+        all = seen();
+        let uuids: BTreeSet<String> = all.iter().map(uuid).collect();
+        Ok(recorded
+            .iter()
+            .all(|one| uuids.contains(&uuid(one)))
+            .then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {recorded:#?}\n{all:#?}"));
+    let uuids: BTreeSet<String> = all.iter().map(uuid).collect();
+    assert_eq!(uuids.len(), all.len(), "nothing comes twice");
 }
 
 #[test]

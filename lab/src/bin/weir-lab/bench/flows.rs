@@ -3,9 +3,9 @@
 mod events;
 mod follower;
 
-use std::{thread, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{
     Case, Narrator, Path, SystemKind, cases,
@@ -24,6 +24,17 @@ const RATE: u32 = 50_000;
 const LONG: Duration = Duration::from_secs(10);
 /// What is on its way through ring buffer, queue and follower when the events end.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// What is done with flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Recording {
+    Nothing,
+    /// They are recorded, and nobody asks for them.
+    Unread,
+    Followed,
+}
+
+const ALL: [Recording; 3] = [Recording::Nothing, Recording::Unread, Recording::Followed];
 
 /// All of it.
 pub(super) fn run(rounds: u32, length: Duration, tell: Narrator) -> Result<Vec<Figure>> {
@@ -58,41 +69,49 @@ fn cost(kind: SystemKind, path: Path, rounds: u32, length: Duration, tell: Narra
         (Case::Crr16, "new connections, 16 clients", Some(CONNECTIONS)),
         (Case::Bulk1, "bulk throughput", None),
     ] {
-        let mut pairs = Vec::new();
+        let measured = |system: &System| -> Result<f64> {
+            let figures = cases::measure(system, path, case, length)?;
+            Ok(figures.first().context("no figure")?.1)
+        };
+        let followed = || -> Result<f64> {
+            let follower = Follower::start(with.agents().first().context("no agent")?, false)?;
+            let rate = measured(&with)?;
+            ensure!(follower.stop()?.flows > 0, "the follower saw no flow");
+            Ok(rate)
+        };
+        let mut found: BTreeMap<Recording, Vec<f64>> = BTreeMap::new();
         for round in 0..rounds {
-            let measured = |system: &System| -> Result<f64> {
-                let figures = cases::measure(system, path, case, length)?;
-                Ok(figures.first().context("no figure")?.1)
-            };
-            let followed = || -> Result<f64> {
-                let agent = with.agents().first().context("no agent")?;
-                let follower = Follower::start(agent, false)?;
-                let rate = measured(&with)?;
-                anyhow::ensure!(follower.stop()?.flows > 0, "the follower saw no flow");
-                Ok(rate)
-            };
-            // In turns, so that neither always comes first.
-            pairs.push(if round % 2 == 0 {
-                let recorded = followed()?;
-                (recorded, measured(&without)?)
-            } else {
-                let unrecorded = measured(&without)?;
-                (followed()?, unrecorded)
-            });
+            // In turns, so that none always comes first.
+            for number in 0..ALL.len() {
+                let recording = ALL[(round as usize + number) % ALL.len()];
+                let figure = match recording {
+                    Recording::Nothing => measured(&without)?,
+                    Recording::Unread => measured(&with)?,
+                    Recording::Followed => followed()?,
+                };
+                found.entry(recording).or_default().push(figure);
+            }
         }
-        let ratios: Vec<f64> = pairs.iter().map(|(with, without)| with / without).collect();
         let label = |what: &str| format!("{}, {}, {name}: {what}", kind.name(), path.name());
-        let ratio = Figure::new(label("with records and a follower"), median(&ratios), "ratio");
+        let ratio = |recording| -> f64 {
+            let of = |recording| found.get(&recording).into_iter().flatten();
+            let pairs = of(recording).zip(of(Recording::Nothing));
+            let ratios: Vec<f64> = pairs.map(|(with, without)| with / without).collect();
+            median(&ratios)
+        };
+        let unread = ratio(Recording::Unread);
+        figures.push(Figure::new(label("with records"), unread, "ratio"));
+        let followed = Figure::new(label("with a follower, too"), ratio(Recording::Followed), "ratio");
         figures.push(match target {
-            Some(target) => ratio.at_least(target),
-            None => ratio,
+            Some(target) => followed.at_least(target),
+            None => followed,
         });
         // What the ratio is to be compared with: the same against itself.
-        let mut alone: Vec<f64> = pairs.iter().map(|(_, without)| *without).collect();
+        let mut alone = found.remove(&Recording::Nothing).unwrap_or_default();
         alone.sort_by(f64::total_cmp);
         if let (Some(least), Some(most)) = (alone.first(), alone.last()) {
             figures.push(Figure::new(
-                label("spread without, lowest to highest"),
+                label("without, lowest to highest"),
                 least / most,
                 "ratio",
             ));
