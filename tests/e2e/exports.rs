@@ -2,11 +2,11 @@
 
 mod otlp;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use serde_json::json;
 use weir_e2e::{Mesh, connect, serve};
-use weir_lab::{PATIENCE, poll};
+use weir_lab::{PATIENCE, config::SameNodeMode, poll};
 use weir_types::{Flow, FlowEvent, TrafficDirection};
 
 #[test]
@@ -66,4 +66,50 @@ fn what_is_recorded_stands_in_the_file_and_each_connection_in_the_access_log() {
     };
     assert!(value("weir_flows_exported_total{to=\"file\"}") >= 3.0);
     assert_eq!(value("weir_flows_export_dropped_total{to=\"file\"}"), 0.0);
+}
+
+#[test]
+fn without_records_connections_are_made_and_nothing_is_known_of_them_but_their_number() {
+    let mesh = Mesh::with("unrecorded", |config| {
+        config.same_node(SameNodeMode::Direct);
+        config.flows = Some(json!({ "record": false }));
+    });
+    let _servers = [&mesh.b, &mesh.c].map(|pod| serve(pod, ["echo-server", "--port", "7000"]).0);
+    for (to, port) in [
+        (&mesh.c, 7000),
+        (&mesh.c, 7001),
+        (&mesh.b, 7000),
+        (&mesh.b, 7000),
+        (&mesh.b, 7000),
+    ] {
+        connect(&mesh.a, to, port);
+    }
+    let agent = mesh.agent(&mesh.a);
+    let sum = |page: &str, name: &str, label: &str| -> f64 {
+        let lines = page
+            .lines()
+            .filter(|line| line.starts_with(name) && line.contains(label));
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    };
+    let page = poll("what the agent carried", PATIENCE, || {
+        let page = agent.metrics()?;
+        let closed = sum(&page, "weir_connections_closed_total", "path=\"tunnel\"");
+        let refused = sum(
+            &page,
+            "weir_connections_refused_total",
+            "reason=\"connection_refused\"",
+        );
+        Ok((closed >= 1.0 && refused >= 1.0).then_some(page))
+    });
+    // The first one to a pod goes through the agent; the kernel has had time to tell of the others.
+    std::thread::sleep(Duration::from_millis(500));
+    let page = page.and_then(|_| agent.metrics()).unwrap();
+    assert_eq!(
+        sum(&page, "weir_connections_opened_total", "path=\"direct\""),
+        0.0
+    );
+    assert_eq!(agent.status().unwrap().flows_recorded, 0);
+    assert_eq!(agent.flows().unwrap(), []);
 }

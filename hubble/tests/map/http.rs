@@ -30,7 +30,7 @@ async fn raw(address: SocketAddr, request: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-async fn get(address: SocketAddr, path: &str, headers: &str) -> String {
+pub(crate) async fn get(address: SocketAddr, path: &str, headers: &str) -> String {
     raw(address, &format!("GET {path} HTTP/1.1\r\n{headers}\r\n")).await
 }
 

@@ -22,7 +22,7 @@ use weir_types::{
     explain::{ExplainRequest, Explanation},
 };
 
-use crate::{browser::Browser, flows::flow};
+use crate::{browser::Browser, flows::flow, http::get};
 
 /// Most bytes on their way between the relay and a node.
 const PIPE: usize = 64 << 10;
@@ -130,20 +130,21 @@ impl Connect for Cluster {
     }
 }
 
+fn node(name: &str) -> Arc<Node> {
+    Arc::new(Node {
+        name: name.to_owned(),
+        origin: Origin {
+            cluster: String::new(),
+            version: "test".to_owned(),
+            run: 1,
+        },
+        flows: Mutex::default(),
+        number: watch::Sender::new(0),
+    })
+}
+
 #[tokio::test]
 async fn the_map_shows_what_all_nodes_record_and_which_of_them_are_away() {
-    let node = |name: &str| {
-        Arc::new(Node {
-            name: name.to_owned(),
-            origin: Origin {
-                cluster: String::new(),
-                version: "test".to_owned(),
-                run: 1,
-            },
-            flows: Mutex::default(),
-            number: watch::Sender::new(0),
-        })
-    };
     let (first, second) = (node("n1"), node("n2"));
     first.record(flow("shop/web", "shop/cart", "open", "tunnel", json!({})));
     let all = BTreeMap::from([
@@ -211,16 +212,6 @@ async fn the_map_shows_what_all_nodes_record_and_which_of_them_are_away() {
 
 #[tokio::test]
 async fn only_who_may_see_everything_is_told_what_would_become_of_a_connection() {
-    let node = |name: &str| Node {
-        name: name.to_owned(),
-        origin: Origin {
-            cluster: String::new(),
-            version: "test".to_owned(),
-            run: 1,
-        },
-        flows: Mutex::default(),
-        number: watch::Sender::new(0),
-    };
     let request = || Asked {
         from: "shop/web-0".to_owned(),
         to: "shop/cart-0".to_owned(),
@@ -228,7 +219,7 @@ async fn only_who_may_see_everything_is_told_what_would_become_of_a_connection()
     };
     let client = async |viewer: Viewer| {
         let (own, other) = tokio::io::duplex(PIPE);
-        let (connections, serving) = Connections::serve(Arc::new(node("n1")));
+        let (connections, serving) = Connections::serve(node("n1"));
         tokio::spawn(serving);
         tokio::spawn(async move { connections.take(other, viewer).await });
         ExplainerClient::new(client::channel(own).await.unwrap())
@@ -274,4 +265,29 @@ async fn only_who_may_see_everything_is_told_what_would_become_of_a_connection()
     };
     let refused = client(limited).await.explain(request()).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn a_token_for_some_namespaces_shows_their_flows_and_not_what_policies_say() {
+    let (all, some) = ("all-0123456789abcdef", "shop-0123456789abcdef");
+    let access = Access::tokens(&format!("{all}\n{some} shop\n")).unwrap();
+    let map = Map::open("127.0.0.1:0".parse().unwrap(), access).await.unwrap();
+    let address = map.address().unwrap();
+    let first = node("n1");
+    first.record(flow("shop/web", "shop/cart", "open", "tunnel", json!({})));
+    let (_nodes, watched) = watch::channel(Arc::new([("n1".to_owned(), String::new())].into()));
+    let cluster = Cluster([("n1".to_owned(), first)].into());
+    tokio::spawn(map.serve(Relay::new(cluster, watched)));
+    let asks = async |what: &str, token: &str| {
+        let headers = format!("Host: map.example\r\nAuthorization: Bearer {token}\r\n");
+        get(address, &format!("/{what}?from=shop/web&to=shop/cart"), &headers).await
+    };
+    // Once the map has the flow, both see it.
+    while !asks("flows", all).await.contains("web-0") {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(asks("flows", some).await.contains("web-0"));
+    assert!(asks("explain", all).await.contains("policy_denied"));
+    let told = asks("explain", some).await;
+    assert!(told.ends_with("\r\n\r\n{}"), "{told}");
 }
